@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make help` lists the targets. Everything runs in one virtual environment, made from the locks in requirements/.
+
+VENV ?= .venv
+BASE_PYTHON ?= python3.11
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+
+# The pin of torch carries "+cpu", so the CUDA build of the Python Package Index never satisfies it.
+TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/cpu.lock)
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+# The repository root on sys.path would make our `kernels` folder shadow the package that transformers probes for.
+export PYTHONSAFEPATH := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test check format demo lock
+
+help: ## List the targets.
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+setup: $(STAMP) ## Make the virtual environment; runs again only when a lock or the packaging changes.
+
+$(STAMP): requirements/cpu.lock requirements/dev.lock pyproject.toml
+	$(BASE_PYTHON) -m venv $(VENV)
+	$(PIP) install --no-deps $(TORCH) || { \
+	    echo "$(TORCH) is not in the configured indexes: trying PyTorch's"; \
+	    $(PIP) install --no-deps --index-url $(TORCH_CPU_INDEX) $(TORCH); }
+	$(PIP) install --no-deps --requirement requirements/cpu.lock --requirement requirements/dev.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	touch $@
+
+serve: setup ## Serve the shipped demo on http://127.0.0.1:8000; ARGS="--port 9000" and the like are passed on.
+	$(VENV)/bin/aerie serve $(ARGS)
+
+test: setup ## Run every test; ARGS="-k server" and the like are passed on.
+	$(PYTHON) -m pytest $(ARGS)
+
+check: setup ## Lint, formatting and types, tests included.
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy
+
+format: setup ## Format, and mend what the linter can.
+	$(PYTHON) -m ruff check --fix-only
+	$(PYTHON) -m ruff format
+
+demo: setup ## Rebuild the shipped checkpoint from nothing: data, main model, INT4, draft head.
+	$(PYTHON) -m aerie.trainer.demo $(ARGS)
+
+# uv only resolves; it does not read pip's configuration, so a folder of wheels that pip knows of is handed on.
+COMPILE = uv pip compile --quiet --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+          --annotation-style line --custom-compile-command "make lock"
+CPU_TORCH = $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--index $(TORCH_CPU_INDEX))
+
+lock: ## Resolve the locks again (needs uv).
+	$(COMPILE) pyproject.toml requirements/cpu.in --override requirements/cpu.override $(CPU_TORCH) \
+	    --output-file requirements/cpu.lock
+	$(COMPILE) requirements/dev.in --constraint requirements/cpu.lock --output-file requirements/dev.lock
+	$(COMPILE) pyproject.toml requirements/cuda.in --override requirements/cuda.override \
+	    --output-file requirements/cuda.lock
