@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one schema of `aerie quantize`: what is quantised, and how."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aerie.quant.errors import QuantError
+
+
+class QuantRecipe(BaseModel):
+    """Weight-only INT4. The defaults are what the demo ships with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["rtn"] = Field(
+        default="rtn", description="How integers are chosen: rtn rounds each weight to nearest."
+    )
+    bits: Literal[4] = Field(default=4, description="Bits a weight.")
+    group_size: Literal[32, 64, 128] = Field(default=64, description="Consecutive inputs that share one scale.")
+    symmetric: Literal[True] = Field(default=True, description="Scales without zero points.")
+    clip: Literal["absmax", "mse"] = Field(
+        default="mse",
+        description="Scale of a group: from its largest magnitude, or the one with the least squared error.",
+    )
+    ignore: tuple[str, ...] = Field(
+        default=("lm_head", r"re:.*mlp\.gate$"),
+        description="Linear layers left in 16 bit: full names, or regular expressions after `re:`.",
+    )
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """Read and validate a recipe file; an empty file is the default recipe.
+
+        Raises:
+            QuantError: the file is missing, is not YAML, or holds an unknown or unsupported option.
+        """
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text()) or {})
+        except OSError as error:
+            raise QuantError(f"--recipe {path}: cannot be read ({error.strerror})") from error
+        except yaml.YAMLError as error:
+            raise QuantError(f"--recipe {path}: is not YAML ({error})") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            option = ".".join(str(part) for part in first["loc"]) or "recipe"
+            raise QuantError(f"--recipe {path}: {option}: {first['msg']}") from error

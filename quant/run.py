@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`aerie quantize MODEL OUT [--recipe FILE]`: a BF16 checkpoint becomes an INT4 one."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aerie.artefacts import output_directory, provenance, write_json
+from aerie.quant.errors import AlreadyQuantisedError, QuantError, ShapeError
+from aerie.quant.formats import compressed_tensors
+from aerie.quant.methods.rtn import round_to_nearest
+from aerie.quant.recipe import QuantRecipe
+from aerie.quant.report import LayerReport, QuantReport
+from aerie.quant.stream import REPORT_NAME, Checkpoint, check_output, rewrite
+
+# transformers fuses the experts into 3-D parameters, so its modules do not name what checkpoints hold.
+EXPERT_WEIGHT = re.compile(r".*\.experts\.\d+\.\w+\.weight$")
+
+
+def _ignored(layer: str, patterns: tuple[str, ...]) -> bool:
+    return any(
+        re.match(pattern.removeprefix("re:"), layer) is not None if pattern.startswith("re:") else pattern == layer
+        for pattern in patterns
+    )
+
+
+def _linear_names(config: Mapping[str, Any]) -> set[str]:
+    """Names of the linear modules of the architecture, found without allocating it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    keywords = {key: value for key, value in config.items() if key != "model_type"}
+    try:
+        architecture = AutoConfig.for_model(config["model_type"], **keywords)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(architecture)  # type: ignore[no-untyped-call]  # unannotated there
+    except (KeyError, ValueError) as error:
+        raise QuantError(f"MODEL: config.json names an architecture transformers does not know ({error})") from error
+    return {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+
+
+def select_layers(checkpoint: Checkpoint, recipe: QuantRecipe) -> list[str]:
+    """Names of the linear layers the recipe quantises, sorted.
+
+    Raises:
+        ShapeError: a layer's inputs are not a multiple of the group size.
+        QuantError: nothing is left to quantise.
+    """
+    linear = _linear_names(checkpoint.config)
+    layers = []
+    for name, shape in sorted(checkpoint.shapes().items()):
+        layer = name.removesuffix(".weight")
+        if layer == name or len(shape) != 2 or _ignored(layer, recipe.ignore):
+            continue
+        if layer not in linear and not EXPERT_WEIGHT.match(name):
+            continue
+        if shape[1] % recipe.group_size:
+            fits = [size for size in (128, 64, 32) if shape[1] % size == 0]
+            fix = f"set group_size: {fits[0]}" if fits else f"add it to ignore: [{layer}]"
+            raise ShapeError(
+                f"recipe option group_size: {layer} has {shape[1]} inputs, no multiple of {recipe.group_size}; {fix}"
+            )
+        layers.append(layer)
+    if not layers:
+        raise QuantError("recipe option ignore: leaves no linear layer to quantise; shorten it")
+    return layers
+
+
+class _Quantiser:
+    """Converts tensors by name and keeps the account of what was done."""
+
+    def __init__(self, layers: list[str], recipe: QuantRecipe, advance: Callable[[], None]) -> None:
+        self.selected = frozenset(layers)
+        self.recipe = recipe
+        self.advance = advance
+        self.layers: list[LayerReport] = []
+        self.parameters = self.quantised_parameters = self.quantised_bytes = 0
+        self.squared_error = self.squared_norm = 0.0
+
+    def convert(self, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.parameters += tensor.numel()
+        layer = name.removesuffix(".weight")
+        if layer == name or layer not in self.selected:
+            # Embeddings, norms and heads stay 16 bit; a float32 source is rounded once, here.
+            return {name: tensor.bfloat16() if tensor.dtype == torch.float32 else tensor}
+        q_NK, scale_NG = round_to_nearest(tensor, self.recipe.group_size, self.recipe.clip)
+        stored = compressed_tensors.layer_tensors(layer, q_NK, scale_NG)
+        self._account(layer, tensor, stored)
+        self.advance()
+        return stored
+
+    def _account(self, layer: str, weight_NK: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> None:
+        packed, scale = stored[f"{layer}.weight_packed"], stored[f"{layer}.weight_scale"]
+        difference = compressed_tensors.dequantise(packed, scale) - weight_NK.float()
+        error, norm = float(difference.square().sum()), float(weight_NK.float().square().sum())
+        self.squared_error += error
+        self.squared_norm += norm
+        self.quantised_parameters += weight_NK.numel()
+        self.quantised_bytes += packed.nbytes + scale.nbytes
+        self.layers.append(
+            LayerReport(
+                name=layer,
+                shape=(weight_NK.shape[0], weight_NK.shape[1]),
+                relative_error=(error / norm) ** 0.5 if norm else 0.0,
+                largest_error=float(difference.abs().max()),
+            )
+        )
+
+    def report(self, source: Checkpoint, written: int) -> QuantReport:
+        return QuantReport(
+            recipe=self.recipe,
+            bytes_before=source.weight_bytes(),
+            bytes_after=written,
+            parameters=self.parameters,
+            quantised_parameters=self.quantised_parameters,
+            bits_per_quantised_weight=8 * self.quantised_bytes / self.quantised_parameters,
+            relative_error=(self.squared_error / self.squared_norm) ** 0.5 if self.squared_norm else 0.0,
+            layers=tuple(self.layers),
+            provenance=provenance(self.recipe.model_dump(mode="json"), [], source.hashes()),
+        )
+
+
+def quantise(
+    model: Path, out: Path, recipe: QuantRecipe | None = None, advance: Callable[[int], None] | None = None
+) -> QuantReport:
+    """Write the INT4 twin of a 16-bit checkpoint, with its tokenizer and quant_report.json; whole or not at all.
+
+    Args:
+        model: folder with config.json and safetensors weights.
+        out: folder to create; replaced when it holds an earlier result of this function.
+        recipe: what to quantise and how; None means the default recipe.
+        advance: called with the number of layers to come, then with 1 less each time one is done.
+
+    Raises:
+        QuantError: what is wrong, the option's name and the fix.
+    """
+    recipe = recipe or QuantRecipe()
+    source = Checkpoint.open(model)
+    if "quantization_config" in source.config:
+        raise AlreadyQuantisedError(
+            f"MODEL {model}: config.json has a quantization_config already; give the 16-bit checkpoint it was made from"
+        )
+    check_output(model, out)
+    layers = select_layers(source, recipe)
+    remaining = len(layers)
+
+    def done_one() -> None:
+        nonlocal remaining
+        remaining -= 1
+        if advance is not None:
+            advance(remaining)
+
+    if advance is not None:
+        advance(remaining)
+    quantiser = _Quantiser(layers, recipe, done_one)
+    config = dict(source.config)
+    config["quantization_config"] = compressed_tensors.quantization_config(recipe.group_size, list(recipe.ignore))
+    if config.get("dtype", config.get("torch_dtype")) in (None, "float32"):
+        config.pop("torch_dtype", None)
+        config["dtype"] = "bfloat16"
+    with output_directory(out) as staging:
+        written = rewrite(source, staging, quantiser.convert, config)
+        report = quantiser.report(source, written)
+        write_json(staging / REPORT_NAME, report.model_dump(mode="json"))
+    return report
+
+
+def quantise_with_progress(model: Path, out: Path, recipe: QuantRecipe | None = None) -> QuantReport:
+    """`quantise` with a bar on standard error, for the command line."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("quantising"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("layers", total=None)
+        total = 0
+
+        def advance(remaining: int) -> None:
+            nonlocal total
+            total = max(total, remaining)
+            progress.update(task, total=total, completed=total - remaining)
+
+        return quantise(model, out, recipe, advance)
