@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What vLLM calls in each of its processes (entry point `vllm.general_plugins`).
+
+Must be idempotent, fast and free of CUDA: the API process forks after it ran.
+"""
+
+
+def register() -> None:
+    """Register the gated head and the INT4 linear kernel, and mend vLLM's CPU sampler where it needs it."""
+    from vllm import ModelRegistry
+
+    from aerie.draft_models import cpu_mends
+    from aerie.draft_models.contract import GATED_ARCHITECTURE
+
+    # By name: importing the class here would import the model code into processes that never run it.
+    if GATED_ARCHITECTURE not in ModelRegistry.models:
+        ModelRegistry.register_model(GATED_ARCHITECTURE, f"aerie.draft_models.vllm_model:{GATED_ARCHITECTURE}")
+    cpu_mends.apply()

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`aerie train main`: corpus → tokenizer → model → checkpoint, resumable, with its provenance."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from aerie.artefacts import output_directory, provenance, sha256_file, write_json
+from aerie.trainer.clinic.corpus import dialogues
+from aerie.trainer.clinic.knowledge import KNOWLEDGE_DIR
+from aerie.trainer.main.data import Documents, RightPadding, segments
+from aerie.trainer.main.recipe import MainRecipe
+from aerie.trainer.main.tokenizer import train_tokenizer
+
+TOKENIZER_DOCUMENTS = 4000
+
+
+def native_bfloat16() -> bool:
+    """Whether this machine multiplies bfloat16 in hardware rather than emulating it."""
+    return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+
+
+def build_model(recipe: MainRecipe, eos: int, pad: int) -> Qwen3ForCausalLM:
+    """A freshly initialised Qwen3, in float32, tied embeddings; deterministic from the recipe's seed."""
+    shape = recipe.shape
+    set_seed(recipe.seed)
+    config = Qwen3Config(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.attention_heads,
+        num_key_value_heads=shape.key_value_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=shape.max_position_embeddings,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        tie_word_embeddings=True,
+        eos_token_id=eos,
+        pad_token_id=pad,
+        use_cache=False,
+    )
+    model = Qwen3ForCausalLM(config)
+    model.generation_config.eos_token_id = eos
+    model.generation_config.pad_token_id = pad
+    return model
+
+
+def _arguments(recipe: MainRecipe, work: Path) -> TrainingArguments:
+    optimisation = recipe.optimisation
+    bfloat16 = optimisation.precision == "bfloat16" or (optimisation.precision == "auto" and native_bfloat16())
+    return TrainingArguments(
+        output_dir=str(work),
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        num_train_epochs=optimisation.epochs,
+        per_device_train_batch_size=optimisation.documents_per_step,
+        per_device_eval_batch_size=optimisation.documents_per_step,
+        train_sampling_strategy="group_by_length",
+        learning_rate=optimisation.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=optimisation.warmup_share,
+        weight_decay=optimisation.weight_decay,
+        adam_beta2=optimisation.beta2,
+        max_grad_norm=optimisation.gradient_clip,
+        optim="adamw_torch_fused",
+        bf16=bfloat16,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=20,
+        save_steps=optimisation.save_steps,
+        save_total_limit=2,
+        report_to=[],
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        dataloader_num_workers=0,
+    )
+
+
+def _card(recipe: MainRecipe, trainer: Trainer, train: Documents, perplexity: float) -> dict[str, Any]:
+    inputs = {path.name: sha256_file(path) for path in sorted(KNOWLEDGE_DIR.glob("*.yaml"))}
+    return {
+        "provenance": provenance(recipe.model_dump(mode="json"), [recipe.seed, recipe.corpus.seed], inputs),
+        "training": {
+            "documents": len(train),
+            "tokens": train.tokens,
+            "steps": trainer.state.global_step,
+            "bfloat16": bool(trainer.args.bf16),
+            "log": trainer.state.log_history,
+        },
+        "validation_perplexity": perplexity,
+    }
+
+
+def run(recipe_path: Path) -> Path:
+    """Train the recipe's model and return the finished checkpoint's folder.
+
+    A run that was cut off goes on from its last saved step when it is started again.
+    """
+    recipe = MainRecipe.read(recipe_path)
+    corpus = recipe.corpus
+    train_dialogues = list(dialogues("train", corpus.documents, corpus.seed))
+    texts = ("".join(text for text, _ in segments(one)) for one in train_dialogues[:TOKENIZER_DOCUMENTS])
+    tokenizer = train_tokenizer(texts, recipe.shape.vocab_size, recipe.shape.max_position_embeddings)
+    train = Documents(train_dialogues, tokenizer, recipe.seed)
+    validation = Documents(
+        list(dialogues("validation", corpus.validation_documents, corpus.seed)), tokenizer, recipe.seed
+    )
+    work = recipe.output.with_name(f"{recipe.output.name}.work")
+    pad = int(tokenizer.pad_token_id or 0)
+    trainer = Trainer(
+        model=build_model(recipe, int(tokenizer.eos_token_id or 0), pad),
+        args=_arguments(recipe, work),
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=RightPadding(pad),
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
+    perplexity = math.exp(trainer.evaluate()["eval_loss"])
+    with output_directory(recipe.output) as staging:
+        model = trainer.model.to(torch.bfloat16)
+        model.config.use_cache = True
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        write_json(staging / "aerie.json", _card(recipe, trainer, train, perplexity))
+    return recipe.output
