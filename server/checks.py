@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is refused before the engine starts. Every refusal is one line that names the option and the fix."""
+
+import errno
+import os
+import socket
+from typing import Any
+
+from aerie.server.errors import BadOption
+from aerie.server.plan import Plan
+
+
+def check(plan: Plan) -> None:
+    """Refuse a plan that cannot work.
+
+    Raises:
+        BadOption: what does not fit, and what would.
+    """
+    check_length(plan)
+    check_parallel(plan)
+    if plan.draft is not None and plan.draft_config is not None:
+        check_draft(plan)
+
+
+def check_length(plan: Plan) -> None:
+    """`--max-model-len` cannot exceed the positions that the model was built for."""
+    longest = text_config(plan.model_config).get("max_position_embeddings")
+    asked = plan.settings.max_model_len
+    if asked is not None and isinstance(longest, int) and asked > longest:
+        raise BadOption("--max-model-len", f"the model has {longest} positions, not {asked}", f"choose {longest} or less")
+
+
+def check_parallel(plan: Plan) -> None:
+    """`--tensor-parallel-size` must divide the attention heads."""
+    heads = text_config(plan.model_config).get("num_attention_heads")
+    size = plan.settings.tensor_parallel_size
+    if isinstance(heads, int) and heads % size:
+        raise BadOption("--tensor-parallel-size", f"{size} does not divide {heads} heads", f"choose a divisor of {heads}")
+
+
+def check_draft(plan: Plan) -> None:
+    """The draft must fit its target in vocabulary, hidden size and layer ids."""
+    draft = plan.draft_config or {}
+    if not is_eagle3(draft):
+        return
+    target_vocabulary = text_config(plan.model_config).get("vocab_size")
+    if draft.get("vocab_size") not in (None, target_vocabulary):
+        problem = f"its vocabulary has {draft['vocab_size']} tokens, the model's {target_vocabulary}"
+        raise BadOption("--draft", problem, "use the draft that was trained for this model, or --no-draft")
+
+
+def is_eagle3(config: dict[str, Any]) -> bool:
+    """Whether a draft's config names an EAGLE-3 architecture."""
+    return any("eagle3" in str(name).lower() for name in config.get("architectures") or [])
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part of a config that may hold several."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind and listen, so that nobody else takes the port while the engine loads.
+
+    Raises:
+        BadOption: the address is wrong, taken or not allowed.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror:
+        raise BadOption("--host", f"{host} is not an address", "choose 127.0.0.1, 0.0.0.0 or a name of this host") from None
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise _refused(host, port, error) from None
+    listener.setblocking(False)
+    return listener
+
+
+def _refused(host: str, port: int, error: OSError) -> BadOption:
+    if error.errno == errno.EADDRINUSE:
+        return BadOption("--port", f"{port} is in use", "choose another port, or stop the process that listens there")
+    if error.errno == errno.EACCES:
+        return BadOption("--port", f"{port} needs privileges", "choose a port above 1023")
+    return BadOption("--host", f"cannot listen on {host} ({os.strerror(error.errno or 0)})", "choose 127.0.0.1 or 0.0.0.0")

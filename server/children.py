@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes below this one: the engine core, its workers, and whatever they started."""
+
+import contextlib
+
+import psutil
+
+
+def children() -> list[psutil.Process]:
+    """Every living descendant, without the resource tracker of `multiprocessing`, which ends by itself after us."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def end_children(seconds: float = 2.0) -> None:
+    """Terminate what is left, and kill what does not go within `seconds`."""
+    left = children()
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(left, timeout=seconds)
+    for process in stubborn:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(stubborn, timeout=seconds)

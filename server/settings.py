@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of `aerie serve`, once: flags, `AERIE_*` variables, YAML keys and the reference table come from here."""
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic.fields import FieldInfo
+
+ENV_PREFIX = "AERIE_"
+DEMO = "demo"
+AUTO = "auto"
+NONE = "none"
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+SpeculationStatistics = Literal["none", "summary", "detailed"]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+def option(group: str, default: Any, help_text: str, *, default_text: str | None = None, **constraints: Any) -> Any:
+    """A field of the schema with its help, the group it is listed under and, for `None`, what the default means."""
+    extra = {"group": group, "default_text": default_text}
+    return Field(default, description=help_text, json_schema_extra=extra, **constraints)
+
+
+class ServeSettings(BaseModel):
+    """Everything that `aerie serve` can be told. Frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    model: Name = option("Model", DEMO, "Folder or Hugging Face name of the main model; `demo` is the shipped one.")
+    draft: Name = option(
+        "Model",
+        AUTO,
+        "Folder or name of the draft; `none` turns speculation off; `auto` takes the demo's draft for the demo, "
+        "else the folder `draft` inside the model's, else none.",
+    )
+    draft_tokens: int = option("Model", 4, "K, the tokens drafted for each step of the main model.", ge=1, le=16)
+    served_model_name: Name | None = option(
+        "Model", None, "Name that clients use.", default_text="`clinic-demo` for the demo, else the folder's name"
+    )
+    max_model_len: int | None = option(
+        "Model",
+        None,
+        "Longest prompt and answer together, in tokens.",
+        default_text="the model's own, shortened to what the KV cache holds",
+        ge=16,
+    )
+    dtype: Dtype = option(
+        "Model", "auto", "Type of activations and 16-bit weights; `auto` is float32 on a CPU, else the checkpoint's."
+    )
+    reasoning_parser: Name = option(
+        "Model",
+        AUTO,
+        "vLLM's reasoning parser; `none` leaves thinking in the text; `auto` is `qwen3` for Qwen3 models whose "
+        "chat template knows `<think>`, else none.",
+    )
+
+    host: Name = option("Server", "127.0.0.1", "Address to listen on; `0.0.0.0` opens the server to the network.")
+    port: int = option("Server", 8000, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
+    grace_seconds: float = option(
+        "Server", 10.0, "Time that running requests get to finish after SIGTERM or Ctrl-C.", ge=0, le=3600
+    )
+    log_level: LogLevel = option("Server", "info", "Least level that is logged.")
+    access_log: bool = option("Server", False, "Log one line for each HTTP request.")
+
+    kv_cache_memory: ByteSize | None = option(
+        "Engine",
+        None,
+        "Memory for the KV cache, such as `512MiB` or `4GiB`.",
+        default_text="512MiB on a CPU; on a GPU what `--gpu-memory-utilization` leaves",
+        ge=1 << 20,
+    )
+    max_num_seqs: int | None = option(
+        "Engine", None, "Most requests in one engine step.", default_text="vLLM's", ge=1, le=4096
+    )
+    enforce_eager: bool | None = option(
+        "Engine", None, "Run without torch.compile and CUDA graphs.", default_text="true on a CPU, else false"
+    )
+    tensor_parallel_size: int = option("Engine", 1, "Devices that share the model.", ge=1, le=64)
+    gpu_memory_utilization: float = option("Engine", 0.9, "Share of a GPU's memory that the engine may use.", gt=0, le=1)
+    engine_options: dict[str, JsonValue] = option(
+        "Engine", {}, "More options of `vllm serve`, by name, as a JSON object; those that Aerie sets are refused."
+    )
+
+    speculation_statistics: SpeculationStatistics = option(
+        "Statistics", "summary", "What `metrics.speculative_decoding` tells in each answer; `detailed` adds each step."
+    )
+    stream_usage: bool = option(
+        "Statistics", True, "End every stream with the usage chunk, which carries the speculation statistics."
+    )
+
+
+def fields() -> dict[str, FieldInfo]:
+    """The schema's fields by name, in the order of the reference."""
+    return ServeSettings.model_fields
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field: `draft_tokens` is `--draft-tokens`."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """The environment variable of a field: `draft_tokens` is `AERIE_DRAFT_TOKENS`."""
+    return ENV_PREFIX + name.upper()
+
+
+def group(field: FieldInfo) -> str:
+    """The heading under which help and reference list the field."""
+    return str(_extra(field)["group"])
+
+
+def default_text(field: FieldInfo) -> str:
+    """The default as the reference shows it."""
+    text = _extra(field)["default_text"]
+    if text is not None:
+        return str(text)
+    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+
+
+def is_boolean(field: FieldInfo) -> bool:
+    """Whether the option is a switch."""
+    return field.annotation is bool or bool in get_args(field.annotation)
+
+
+def choices(field: FieldInfo) -> list[str]:
+    """The words that a field with a closed set of them accepts."""
+    return [value for value in get_args(field.annotation) if isinstance(value, str)]
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    extra = field.json_schema_extra
+    return dict(extra) if isinstance(extra, dict) else {}

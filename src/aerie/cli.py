@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line. Rooms are imported by the command that needs them, so that `--help` answers at once."""
+
+import inspect
+import itertools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic.fields import FieldInfo
+from rich.text import Text
+from typer.core import TyperCommand
+from typer.exceptions import TyperException
+
+import aerie
+from aerie.server import settings
+from aerie.server.errors import BadOption, EngineFailed
+
+app = typer.Typer(name="aerie", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+train = typer.Typer(no_args_is_help=True, help="Train the main model or a draft from a recipe.")
+app.add_typer(train, name="train")
+
+SOURCES = (
+    ("--config FILE", "YAML file of the options below, such as `draft_tokens: 4`; also AERIE_CONFIG."),
+    ("--no-draft", "Serve without speculation: the same as `--draft none`."),
+    ("--help", "Show this page."),
+)
+
+Recipe = Annotated[Path, typer.Option("--recipe", help="YAML recipe; `trainer/recipes/` holds those of the demo.")]
+OptionalRecipe = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe.", show_default="group 64, RTN")]
+
+
+def main() -> None:
+    """Entry point. Every mistake of the user's is one line on stderr and exit status 2."""
+    command = "aerie"
+    try:
+        status = app(standalone_mode=False)
+    except BadOption as error:
+        status = _complain(command, str(error), 2)
+    except EngineFailed as error:
+        status = _complain(command, str(error), 1)
+    except TyperException as error:
+        status = _complain(command, " ".join(error.format_message().split()), 2)
+    except (typer.Abort, KeyboardInterrupt):
+        status = 130
+    sys.exit(status)
+
+
+def _complain(command: str, message: str, status: int) -> int:
+    print(f"{command}: error: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"aerie {aerie.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Serve INT4 models with gated Eagle-3 drafting on vLLM, and train the drafts."""
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    """The command-line option of one field of the schema."""
+    long = settings.flag(name)
+    switch = settings.is_boolean(field)
+    option = typer.Option(f"{long}/--no-{long[2:]}" if switch else long)
+    kind = bool if switch else str
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
+
+
+def _with_settings(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the options of the settings schema."""
+    own = [parameter for parameter in inspect.signature(command).parameters.values() if parameter.name != "values"]
+    generated = [_parameter(name, field) for name, field in settings.fields().items()]
+    command.__signature__ = inspect.Signature([*own, *generated])  # type: ignore[attr-defined]  # typer reads it
+    return command
+
+
+class ServeCommand(TyperCommand):
+    """`aerie serve`, with a help page whose names are never cut: rich's panels cut them at 80 columns."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the usage, then the options by group, each with its variable and default."""
+        from rich.console import Console
+        from rich.table import Table
+
+        from aerie.server.reference import rows
+
+        console = Console()
+        console.print(f"Usage: {ctx.command_path} [OPTIONS]\n\n{self.help}\n", markup=False, highlight=False)
+        listed = [("Sources", usage, text, "") for usage, text in SOURCES]
+        listed += [(row.group, row.usage, row.text, f"{row.variable}, default {row.default}") for row in rows()]
+        for group, options in itertools.groupby(listed, key=lambda entry: entry[0]):
+            table = Table.grid(padding=(0, 2, 0, 2))
+            table.add_column(no_wrap=True, style="bold cyan", min_width=26)
+            table.add_column()
+            for _, usage, text, note in options:
+                table.add_row(Text(usage), Text.assemble(text, "\n" if note else "", (note, "dim")))
+            console.print(group, style="bold")
+            console.print(table)
+
+
+@app.command(cls=ServeCommand)
+@_with_settings
+def serve(
+    context: typer.Context,
+    *,
+    config: Annotated[Path | None, typer.Option("--config", envvar="AERIE_CONFIG")] = None,
+    no_draft: Annotated[bool, typer.Option("--no-draft")] = False,
+    **values: Any,
+) -> int:
+    """Serve a model over the OpenAI API; without options the shipped demo.
+
+    A flag wins over its AERIE_* variable, the variable over the YAML file, the file over the default.
+    """
+    from aerie.server.run import run
+    from aerie.server.sources import load
+
+    typed = {name: value for name, value in values.items() if _typed(context, name)}
+    if no_draft:
+        if typed.get("draft", settings.NONE) != settings.NONE:
+            raise BadOption("--no-draft", "--draft is given too", "leave one of them out")
+        typed["draft"] = settings.NONE
+    return run(load(typed, os.environ, config))
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+@app.command()
+def doctor(
+    json_output: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> int:
+    """Tell what this machine can run, what is off and why; exits non-zero with the fix when something is missing."""
+    from aerie.server.doctor import examine, show
+
+    findings = examine()
+    return show(findings, as_json=json_output)
+
+
+@train.command("main")
+def train_main(recipe: Recipe) -> None:
+    """Train a main model from nothing on the embedded clinic."""
+    from aerie.trainer.main.run import run
+
+    print(run(recipe))
+
+
+@train.command("draft")
+def train_draft(recipe: Recipe) -> None:
+    """Train an Eagle-3 head for an INT4 model: prompts, answers, capture, training, export."""
+    from aerie.trainer.draft.run import run
+
+    print(run(recipe))
+
+
+@app.command()
+def quantize(model: Path, out: Path, recipe: OptionalRecipe = None) -> None:
+    """Write the INT4 twin of the 16-bit checkpoint MODEL to the folder OUT."""
+    from aerie.quant.recipe import QuantRecipe
+    from aerie.quant.run import quantise
+
+    chosen = QuantRecipe() if recipe is None else QuantRecipe.from_yaml(recipe)
+    report = quantise(model, out, chosen)
+    print(report.summary())
