@@ -23,6 +23,7 @@ help: ## List the targets.
 setup: $(STAMP) ## Make the virtual environment; runs again only when a lock or the packaging changes.
 
 $(STAMP): requirements/cpu.lock requirements/dev.lock pyproject.toml
+	@command -v $(BASE_PYTHON) >/dev/null || { echo "Python 3.11 is needed; BASE_PYTHON=PATH names one"; exit 1; }
 	$(BASE_PYTHON) -m venv $(VENV)
 	$(PIP) install --no-deps $(TORCH) || { \
 	    echo "$(TORCH) is not in the configured indexes: trying PyTorch's"; \
@@ -32,7 +33,9 @@ $(STAMP): requirements/cpu.lock requirements/dev.lock pyproject.toml
 	touch $@
 
 serve: setup ## Serve the shipped demo on http://127.0.0.1:8000; ARGS="--port 9000" and the like are passed on.
-	$(VENV)/bin/aerie serve $(ARGS)
+	@# At a terminal the server gets a process group of its own: Ctrl-C then reaches it alone, and make sees its status 0
+	@# instead of dying of the signal itself.
+	@if [ -t 0 ]; then set -m; $(VENV)/bin/aerie serve $(ARGS); exit $$?; fi; exec $(VENV)/bin/aerie serve $(ARGS)
 
 test: setup ## Run every test; ARGS="-k server" and the like are passed on.
 	$(PYTHON) -m pytest $(ARGS)
