@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a trained head to the checkpoint that vLLM serves."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from aerie.draft_models.checkpoint import write_draft
+from aerie.draft_models.modeling import Eagle3Head
+
+
+def export(
+    head: Eagle3Head,
+    directory: Path,
+    provenance: Mapping[str, object],
+    weights: Literal["bfloat16", "float32"],
+    history: list[dict[str, object]],
+    data: Mapping[str, Any],
+) -> None:
+    """Write `directory` atomically: config.json, model.safetensors, and provenance.json with the training's curve."""
+    dtype = torch.bfloat16 if weights == "bfloat16" else torch.float32
+    tensors = {name: x.to(dtype) if x.is_floating_point() else x for name, x in head.state_dict().items()}
+    record = {**provenance, "data": {key: data[key] for key in ("documents", "tokens", "supervised_tokens")}}
+    write_draft(directory, head.config, tensors, {**record, "curve": history})
