@@ -17,6 +17,8 @@ from aerie.trainer.clinic.dialogue import SYSTEM_PROMPT, Dialogue
 from aerie.trainer.main.tokenizer import THINK_END, THINK_START, TURN_END, TURN_START
 
 IGNORED = -100
+# Lengths are rounded up to this: every new shape makes the CPU's matrix library compile its kernels anew.
+LENGTH_MULTIPLE = 64
 CUT_AT_DIFFERENTIAL = 0.35
 
 
@@ -84,8 +86,9 @@ class RightPadding:
     pad_token_id: int
 
     def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
-        """`input_ids` and `labels`, int64 [rows, longest]."""
+        """`input_ids` and `labels`, int64 [rows, longest rounded up to a multiple of 64]."""
         longest = max(len(row["input_ids"]) for row in rows)
+        longest += -longest % LENGTH_MULTIPLE
 
         def padded(name: str, fill: int) -> Tensor:
             return torch.tensor([row[name] + [fill] * (longest - len(row[name])) for row in rows])

@@ -46,7 +46,9 @@ class Optimisation(_Part):
     gradient_clip: float = Field(1.0, gt=0)
     # `auto` is bfloat16 autocast where the processor computes it natively, float32 elsewhere (emulation is slower).
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    save_steps: int = Field(100, gt=0)
+    # Fuses each layer's elementwise work, about half of a small model's step; needs a C++ compiler on CPUs.
+    compile: bool = False
+    save_steps: int = Field(250, gt=0)
 
 
 class MainRecipe(_Part):

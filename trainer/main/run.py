@@ -110,8 +110,12 @@ def run(recipe_path: Path) -> Path:
     )
     work = recipe.output.with_name(f"{recipe.output.name}.work")
     pad = int(tokenizer.pad_token_id or 0)
+    model = build_model(recipe, int(tokenizer.eos_token_id or 0), pad)
+    if recipe.optimisation.compile:
+        for layer in model.model.layers:
+            layer.compile(dynamic=True)
     trainer = Trainer(
-        model=build_model(recipe, int(tokenizer.eos_token_id or 0), pad),
+        model=model,
         args=_arguments(recipe, work),
         train_dataset=train,
         eval_dataset=validation,
@@ -120,7 +124,7 @@ def run(recipe_path: Path) -> Path:
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
     perplexity = math.exp(trainer.evaluate()["eval_loss"])
     with output_directory(recipe.output) as staging:
-        model = trainer.model.to(torch.bfloat16)
+        model.to(torch.bfloat16)
         model.config.use_cache = True
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)

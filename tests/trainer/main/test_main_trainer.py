@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from aerie.trainer.clinic.corpus import dialogues
-from aerie.trainer.main.data import IGNORED, RightPadding, encode, segments
+from aerie.trainer.main.data import IGNORED, LENGTH_MULTIPLE, RightPadding, encode, segments
 from aerie.trainer.main.recipe import MainRecipe
 from aerie.trainer.main.run import run
 from aerie.trainer.main.tokenizer import train_tokenizer
@@ -64,8 +64,9 @@ def test_any_text_survives_the_tokenizer(tokenizer: PreTrainedTokenizerFast) -> 
 def test_padding_is_ignored_and_on_the_right() -> None:
     rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8], "labels": [8]}]
     batch = RightPadding(pad_token_id=0)(rows)
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert batch["labels"].tolist() == [[5, 6, 7], [8, IGNORED, IGNORED]]
+    assert batch["input_ids"].shape == batch["labels"].shape == (2, LENGTH_MULTIPLE)
+    assert batch["input_ids"][:, :4].tolist() == [[5, 6, 7, 0], [8, 0, 0, 0]]
+    assert batch["labels"][:, :4].tolist() == [[5, 6, 7, IGNORED], [8, IGNORED, IGNORED, IGNORED]]
 
 
 def _recipe(folder: Path, epochs: float) -> Path:
