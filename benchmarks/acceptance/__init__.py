@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many drafted tokens the main model accepts."""

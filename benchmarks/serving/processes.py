@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Servers as processes of their own: start, wait until ready, watch their CPU time, end them whole."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from aerie.benchmarks.errors import BenchmarkError
+from aerie.benchmarks.serving.cpu_time import session_seconds
+
+SERVE = "import sys; from aerie.cli import main; sys.exit(main())"
+READY_PATH = "/readyz"
+STOP_TIMEOUT_S = 30.0
+
+
+class ServerError(BenchmarkError):
+    """A server ended or did not become ready; the message carries the end of its log."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server and where it answers."""
+
+    name: str
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def url(self) -> str:
+        """Base address, without a path."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def cpu_seconds(self) -> float:
+        """CPU time used so far by the server and its children."""
+        return session_seconds(self.process.pid)
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def serve_command(port: int, arguments: Sequence[str]) -> list[str]:
+    """`aerie serve` on a port of the loopback interface, in this interpreter."""
+    # -P: with the repository's root as working directory, `kernels/` there would shadow another package's name.
+    return [sys.executable, "-P", "-c", SERVE, "serve", "--host", "127.0.0.1", "--port", str(port), *arguments]
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def wait_ready(server: Server, timeout_s: float) -> None:
+    """Poll the readiness path; raises ServerError when the process ends first or the time is up."""
+    deadline = time.monotonic() + timeout_s
+    while not _answers(server.url + READY_PATH):
+        if server.process.poll() is not None:
+            raise ServerError(f"{server.name} ended with {server.process.returncode}:\n{_tail(server.log)}")
+        if time.monotonic() > deadline:
+            raise ServerError(f"{server.name} not ready within {timeout_s:.0f} s:\n{_tail(server.log)}")
+        time.sleep(0.5)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    # The group, not the process: an engine that outlives its parent would disturb every later measurement.
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_TIMEOUT_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextmanager
+def running_server(name: str, command: Sequence[str], port: int, log: Path, timeout_s: float = 300) -> Iterator[Server]:
+    """Start `command` in a process group of its own, yield it once it is ready, and leave nothing behind."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        server = Server(name, port, process, log)
+        wait_ready(server, timeout_s)
+        yield server
+    finally:
+        _stop(process)
