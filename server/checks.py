@@ -2,12 +2,17 @@
 """What is refused before the engine starts. Every refusal is one line that names the option and the fix."""
 
 import errno
+import logging
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
+from aerie.draft_models.checkpoint import DraftMismatch, verify_draft
 from aerie.server.errors import BadOption
 from aerie.server.plan import Plan
+
+log = logging.getLogger(__name__)
 
 
 def check(plan: Plan) -> None:
@@ -18,8 +23,8 @@ def check(plan: Plan) -> None:
     """
     check_length(plan)
     check_parallel(plan)
-    if plan.draft is not None and plan.draft_config is not None:
-        check_draft(plan)
+    if plan.draft is not None:
+        check_draft(plan, plan.draft)
 
 
 def check_length(plan: Plan) -> None:
@@ -27,7 +32,9 @@ def check_length(plan: Plan) -> None:
     longest = text_config(plan.model_config).get("max_position_embeddings")
     asked = plan.settings.max_model_len
     if asked is not None and isinstance(longest, int) and asked > longest:
-        raise BadOption("--max-model-len", f"the model has {longest} positions, not {asked}", f"choose {longest} or less")
+        raise BadOption(
+            "--max-model-len", f"the model has {longest} positions, not {asked}", f"choose {longest} or less"
+        )
 
 
 def check_parallel(plan: Plan) -> None:
@@ -35,18 +42,31 @@ def check_parallel(plan: Plan) -> None:
     heads = text_config(plan.model_config).get("num_attention_heads")
     size = plan.settings.tensor_parallel_size
     if isinstance(heads, int) and heads % size:
-        raise BadOption("--tensor-parallel-size", f"{size} does not divide {heads} heads", f"choose a divisor of {heads}")
+        raise BadOption(
+            "--tensor-parallel-size", f"{size} does not divide {heads} heads", f"choose a divisor of {heads}"
+        )
 
 
-def check_draft(plan: Plan) -> None:
-    """The draft must fit its target in vocabulary, hidden size and layer ids."""
-    draft = plan.draft_config or {}
-    if not is_eagle3(draft):
-        return
-    target_vocabulary = text_config(plan.model_config).get("vocab_size")
-    if draft.get("vocab_size") not in (None, target_vocabulary):
-        problem = f"its vocabulary has {draft['vocab_size']} tokens, the model's {target_vocabulary}"
-        raise BadOption("--draft", problem, "use the draft that was trained for this model, or --no-draft")
+def check_draft(plan: Plan, draft: Path) -> None:
+    """The draft must fit its target in vocabulary, hidden size and layer ids; remarks go to the log."""
+    try:
+        if is_eagle3(plan.draft_config or {}):
+            for remark in verify_draft(draft, plan.model):
+                log.warning("%s", remark)
+        else:
+            check_vocabulary(plan)
+    except DraftMismatch as error:
+        option, _, problem = str(error).partition(": ")
+        problem, _, fix = problem.partition("; ")
+        raise BadOption(option, problem, fix or "use a draft trained for this model, or --no-draft") from error
+
+
+def check_vocabulary(plan: Plan) -> None:
+    """A draft that is a language model of its own must know the same tokens."""
+    ours, theirs = (text_config(config or {}).get("vocab_size") for config in (plan.model_config, plan.draft_config))
+    if theirs is not None and theirs != ours:
+        problem = f"its vocabulary has {theirs} tokens, the model's {ours}"
+        raise BadOption("--draft", problem, "use a draft of the model's family, or --no-draft")
 
 
 def is_eagle3(config: dict[str, Any]) -> bool:
@@ -69,7 +89,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror:
-        raise BadOption("--host", f"{host} is not an address", "choose 127.0.0.1, 0.0.0.0 or a name of this host") from None
+        raise BadOption("--host", f"{host} is not an address", "choose 127.0.0.1 or 0.0.0.0") from None
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -87,4 +107,6 @@ def _refused(host: str, port: int, error: OSError) -> BadOption:
         return BadOption("--port", f"{port} is in use", "choose another port, or stop the process that listens there")
     if error.errno == errno.EACCES:
         return BadOption("--port", f"{port} needs privileges", "choose a port above 1023")
-    return BadOption("--host", f"cannot listen on {host} ({os.strerror(error.errno or 0)})", "choose 127.0.0.1 or 0.0.0.0")
+    return BadOption(
+        "--host", f"cannot listen on {host} ({os.strerror(error.errno or 0)})", "choose 127.0.0.1 or 0.0.0.0"
+    )

@@ -3,7 +3,7 @@
 
 import contextlib
 
-import psutil
+import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 
 def children() -> list[psutil.Process]:

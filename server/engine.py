@@ -5,7 +5,7 @@ What differs: 0.33 moved `cli_args` from `entrypoints.launchers` to `entrypoints
 
 `build_async_engine_client` blocks its event loop until the engine is loaded, and a server must answer `/readyz`
 meanwhile. So `load` makes what it makes (`create_engine_config`, `AsyncLLM.from_vllm_config`) in a thread without a
-loop, where AsyncLLM defers its tasks, and `open_api` finishes on the loop that serves.
+loop, where AsyncLLM defers its tasks, and `VllmEngine.open_api` finishes on the loop that serves.
 """
 
 import importlib
@@ -14,7 +14,8 @@ import os
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from starlette.types import ASGIApp
 
@@ -23,13 +24,16 @@ from aerie.server.errors import BadOption
 from aerie.server.plan import Plan
 from aerie.server.readiness import Stage
 
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
 ARGUMENT_MODULES = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.common.cli_args")
 
 
-class Engine:
+class VllmEngine:
     """A loaded engine: vLLM's client of the engine core, and the arguments it was made from."""
 
-    def __init__(self, client: Any, arguments: Namespace) -> None:
+    def __init__(self, client: "AsyncLLM", arguments: Namespace) -> None:
         self.client = client
         self.arguments = arguments
 
@@ -37,6 +41,23 @@ class Engine:
     def errored(self) -> bool:
         """Whether the engine core died, or the task that reads its answers did."""
         return bool(self.client.errored)
+
+    @asynccontextmanager
+    async def open_api(self, server: object) -> AsyncIterator[ASGIApp]:
+        """The FastAPI application of vLLM over the engine, with its lifespan running.
+
+        `server` is the uvicorn server whose `should_exit` vLLM's error handlers set when the engine is dead.
+        """
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+
+        await self.client.reset_mm_cache()
+        tasks = await self.client.get_supported_tasks()
+        app = build_app(self.arguments, tasks, self.client.model_config)
+        await init_app_state(self.client, app.state, self.arguments, tasks)
+        app.state.server = server
+        async with app.router.lifespan_context(app):
+            yield app
 
     def shut_down(self) -> None:
         """Stop the engine core and its workers; returns when they are gone."""
@@ -51,7 +72,7 @@ def set_environment(plan: Plan) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def load(plan: Plan, advance: Callable[[Stage], None]) -> Engine:
+def load(plan: Plan, advance: Callable[[Stage], None]) -> VllmEngine:
     """Import vLLM and load the engine: seconds to minutes. Blocks; run it in a thread without an event loop.
 
     Raises:
@@ -65,7 +86,10 @@ def load(plan: Plan, advance: Callable[[Stage], None]) -> Engine:
     arguments = parse_arguments(plan)
     advance(Stage.CONFIGURING)
     engine_arguments = AsyncEngineArgs.from_cli_args(arguments)
-    config = engine_arguments.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    try:
+        config = engine_arguments.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    except ValueError as error:
+        raise BadOption("options", f"vLLM refuses them ({error})", "change the one it names") from error
     advance(Stage.LOADING)
     client = AsyncLLM.from_vllm_config(
         vllm_config=config,
@@ -74,29 +98,11 @@ def load(plan: Plan, advance: Callable[[Stage], None]) -> Engine:
         aggregate_engine_logging=engine_arguments.aggregate_engine_logging,
         disable_log_stats=engine_arguments.disable_log_stats,
     )
-    return Engine(client, arguments)
-
-
-@asynccontextmanager
-async def open_api(engine: Engine, server: object) -> AsyncIterator[ASGIApp]:
-    """vLLM's FastAPI application over the engine, with its lifespan running.
-
-    `server` is the uvicorn server whose `should_exit` vLLM's error handlers set when the engine is dead.
-    """
-    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-    from vllm.entrypoints.launchers.app import build_app
-
-    await engine.client.reset_mm_cache()
-    tasks = await engine.client.get_supported_tasks()
-    app = build_app(engine.arguments, tasks, engine.client.model_config)
-    await init_app_state(engine.client, app.state, engine.arguments, tasks)
-    app.state.server = server
-    async with app.router.lifespan_context(app):
-        yield app
+    return VllmEngine(client, arguments)
 
 
 def parse_arguments(plan: Plan) -> Namespace:
-    """vLLM's own argument namespace, so that everything of ours passes the validation of `vllm serve`.
+    """The argument namespace of vLLM, so that everything of ours passes the validation of `vllm serve`.
 
     Raises:
         BadOption: an entry of `--engine-options` that vLLM refuses or that an option of ours sets.
@@ -118,7 +124,7 @@ def parse_arguments(plan: Plan) -> Namespace:
             raise BadOption("--engine-options", f"{name} is set by an option of aerie serve", "use that option")
         theirs += _as_argument(flag, value)
     known = [argument for flag, value in ours.items() for argument in _as_argument(flag, value)]
-    arguments = parser.parse_args([*known, *theirs])
+    arguments: Namespace = parser.parse_args([*known, *theirs])
     try:
         module.validate_parsed_serve_args(arguments)
     except (TypeError, ValueError) as error:
@@ -151,7 +157,7 @@ def engine_flags(plan: Plan) -> dict[str, Any]:
 
 
 def speculative_config(plan: Plan) -> dict[str, Any] | None:
-    """vLLM's speculative configuration; an EAGLE-3 head is named as such, other drafts vLLM recognises itself."""
+    """The speculative configuration of vLLM; an EAGLE-3 head is named as such, other drafts vLLM recognises itself."""
     if plan.draft is None or plan.draft_config is None:
         return None
     config: dict[str, Any] = {"model": str(plan.draft), "num_speculative_tokens": plan.settings.draft_tokens}
@@ -168,7 +174,7 @@ def check_reasoning_parser(plan: Plan) -> None:
         raise BadOption("--reasoning-parser", problem, f"choose none or one of {', '.join(known)}")
 
 
-def _argument_module() -> Any:
+def _argument_module() -> ModuleType:
     for name in ARGUMENT_MODULES:
         try:
             return importlib.import_module(name)
@@ -177,7 +183,7 @@ def _argument_module() -> Any:
     raise ImportError(f"this vLLM has none of {', '.join(ARGUMENT_MODULES)}")
 
 
-def _as_argument(flag: str, value: Any) -> list[str]:
+def _as_argument(flag: str, value: object) -> list[str]:
     if value is None:
         return []
     if isinstance(value, bool):

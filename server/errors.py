@@ -42,7 +42,7 @@ class ApiError(Exception):
         return JSONResponse({"error": error}, status_code=self.status, headers=headers)
 
 
-class NotReady(ApiError):
+class NotReady(ApiError):  # noqa: N818 - it states the fact
     """The engine is not there yet, or not any more."""
 
     status = 503

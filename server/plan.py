@@ -145,7 +145,7 @@ def served_name(asked: str, model: Path) -> str:
 
 
 def reasoning_parser(asked: str, model: Path, config: dict[str, Any]) -> str | None:
-    """vLLM's name of the parser that separates thinking from the answer."""
+    """The name in vLLM of the parser that separates thinking from the answer."""
     if asked != AUTO:
         return None if asked == NONE else asked
     template = model / "chat_template.jinja"

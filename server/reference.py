@@ -46,7 +46,13 @@ def markdown() -> str:
     for row in rows():
         if row.group != heading:
             heading = row.group
-            lines += ["", f"### {heading}", "", "| flag | variable | YAML key | default | meaning |", "|---|---|---|---|---|"]
+            lines += [
+                "",
+                f"### {heading}",
+                "",
+                "| flag | variable | YAML key | default | meaning |",
+                "|---|---|---|---|---|",
+            ]
         cells = (f"`{row.usage}`", f"`{row.variable}`", f"`{row.name}`", row.default, row.text)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines).strip() + "\n"

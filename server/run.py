@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The life of `aerie serve`: refuse, listen, load, answer, stop.
 
-The port opens at once and one uvicorn server keeps it for life. The engine loads in a thread of its own.
+The port opens at once and one uvicorn server keeps it for life; the engine loads in a thread of its own meanwhile.
 """
 
 import asyncio
 import contextlib
+import copy
+import logging
 import math
 import os
 import signal
@@ -19,17 +21,14 @@ import uvicorn
 from aerie.server import checks, engine
 from aerie.server.app import create_app
 from aerie.server.children import end_children
-from aerie.server.errors import BadOption, EngineFailed
+from aerie.server.errors import EngineFailed
+from aerie.server.loader import Engine, Load, Loader
 from aerie.server.plan import Plan, make_plan
 from aerie.server.readiness import Readiness, Stage
 from aerie.server.settings import ServeSettings
 
 WATCH_SECONDS = 0.25
-LOADER_GRACE_SECONDS = 3.0
-
-
-class Stopped(Exception):  # noqa: N818 - not an error: the operator asked
-    """The operator asked the server to stop."""
+log = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
@@ -39,36 +38,6 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals to `serve`."""
         yield
-
-
-class Loader(threading.Thread):
-    """Loads the engine off the event loop. `result` holds the engine or what went wrong."""
-
-    NAME = "engine-loader"
-
-    def __init__(self, plan: Plan, readiness: Readiness) -> None:
-        super().__init__(name=self.NAME, daemon=True)
-        self.plan = plan
-        self.readiness = readiness
-        self.cancelled = threading.Event()
-        self.result: engine.Engine | BaseException | None = None
-        self.finished = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-
-    def run(self) -> None:
-        """Load; children started here inherit a blocked SIGINT, so Ctrl-C reaches only this process."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            self.result = engine.load(self.plan, self._advance)
-        except BaseException as error:  # handed to the event loop, which decides
-            self.result = error
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self.finished.set)
-
-    def _advance(self, stage: Stage) -> None:
-        if self.cancelled.is_set():
-            raise Stopped
-        self.readiness.advance(stage)
 
 
 def run(settings: ServeSettings) -> int:
@@ -84,13 +53,13 @@ def run(settings: ServeSettings) -> int:
     engine.set_environment(plan)
     try:
         with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
-            runner.run(serve(plan, listener))
+            runner.run(serve(plan, listener, engine.load))
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         listener.close()
         end_children()
-    if any(thread.name == Loader.NAME for thread in threading.enumerate()):
+    if any(isinstance(thread, Loader) for thread in threading.enumerate()):
         # Stopped in the middle of an import, which cannot be interrupted; its processes are gone.
         sys.stdout.flush()
         sys.stderr.flush()
@@ -98,31 +67,20 @@ def run(settings: ServeSettings) -> int:
     return 0
 
 
-async def serve(plan: Plan, listener: socket.socket) -> None:
+async def serve(plan: Plan, listener: socket.socket, load: Load) -> None:
     """Answer on `listener` while the engine loads, works and stops.
 
     Raises:
         BadOption, EngineFailed: see `run`.
     """
     readiness = Readiness()
-    settings = plan.settings
-    server = Server(
-        uvicorn.Config(
-            create_app(readiness),
-            log_level=settings.log_level,
-            access_log=settings.access_log,
-            timeout_graceful_shutdown=math.ceil(settings.grace_seconds),
-            lifespan="off",
-            server_header=False,
-        )
-    )
+    server = Server(uvicorn_config(plan, readiness))
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, _on_signal, stop, server)
     http = asyncio.create_task(server.serve(sockets=[listener]))
-    loader = Loader(plan, readiness)
     try:
-        loaded = await _load(loader, stop)
+        loaded = await _load(Loader(load, plan, readiness), readiness, stop)
         if loaded is not None:
             await _answer(loaded, readiness, server, http, stop)
     except BaseException:
@@ -133,38 +91,51 @@ async def serve(plan: Plan, listener: socket.socket) -> None:
         await http
 
 
+def uvicorn_config(plan: Plan, readiness: Readiness) -> uvicorn.Config:
+    """The configuration of uvicorn over our application, its log format used for our lines too."""
+    settings = plan.settings
+    logs = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    logs["loggers"]["aerie"] = {"handlers": ["default"], "level": settings.log_level.upper(), "propagate": False}
+    return uvicorn.Config(
+        create_app(readiness),
+        log_config=logs,
+        log_level=settings.log_level,
+        access_log=settings.access_log,
+        timeout_graceful_shutdown=math.ceil(settings.grace_seconds),
+        lifespan="off",
+        server_header=False,
+    )
+
+
 def _on_signal(stop: asyncio.Event, server: Server) -> None:
     """The first signal stops in order, the second at once."""
     server.force_exit = stop.is_set()
     stop.set()
 
 
-async def _load(loader: Loader, stop: asyncio.Event) -> engine.Engine | None:
+async def _load(loader: Loader, readiness: Readiness, stop: asyncio.Event) -> Engine | None:
     """The loaded engine, or `None` when the operator stopped the server first."""
     loader.start()
-    finished, stopping = asyncio.create_task(loader.finished.wait()), asyncio.create_task(stop.wait())
-    await asyncio.wait({finished, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    finished.cancel()
-    stopping.cancel()
+    waits = [asyncio.create_task(event.wait()) for event in (loader.finished, stop)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
     if stop.is_set():
-        loader.readiness.advance(Stage.STOPPING)
-        await _abandon(loader)
+        readiness.advance(Stage.STOPPING)
+        await loader.abandon()
         return None
-    if isinstance(loader.result, engine.Engine):
-        return loader.result
-    if isinstance(loader.result, BadOption):
-        raise loader.result
-    raise EngineFailed(f"the engine did not start: {loader.result}") from loader.result
+    return loader.engine()
 
 
 async def _answer(
-    loaded: engine.Engine, readiness: Readiness, server: Server, http: asyncio.Task[None], stop: asyncio.Event
+    loaded: Engine, readiness: Readiness, server: Server, http: asyncio.Task[None], stop: asyncio.Event
 ) -> None:
     """Serve requests until a signal or the engine's death, then let running requests finish and end the engine."""
     try:
         readiness.advance(Stage.OPENING)
-        async with engine.open_api(loaded, server) as application:
+        async with loaded.open_api(server) as application:
             readiness.open(application, lambda: loaded.errored)
+            log.info("ready after %.0f s", readiness.seconds)
             while not (stop.is_set() or loaded.errored or http.done()):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), WATCH_SECONDS)
@@ -176,12 +147,3 @@ async def _answer(
         await asyncio.to_thread(loaded.shut_down)
     if died:
         raise EngineFailed("the engine died")
-
-
-async def _abandon(loader: Loader) -> None:
-    """Stop a load: its processes are killed, which ends the thread wherever it waits for them."""
-    loader.cancelled.set()
-    deadline = asyncio.get_running_loop().time() + LOADER_GRACE_SECONDS
-    while loader.is_alive() and asyncio.get_running_loop().time() < deadline:
-        await asyncio.to_thread(end_children)
-        await asyncio.sleep(0.05)

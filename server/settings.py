@@ -4,6 +4,7 @@
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 ENV_PREFIX = "AERIE_"
@@ -17,9 +18,16 @@ SpeculationStatistics = Literal["none", "summary", "detailed"]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
-def option(group: str, default: Any, help_text: str, *, default_text: str | None = None, **constraints: Any) -> Any:
+def option(  # `Any` as pydantic's Field has it: the value stands where a field's default of any type stands
+    group: str,
+    default: Any,  # noqa: ANN401
+    help_text: str,
+    *,
+    default_text: str | None = None,
+    **constraints: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
     """A field of the schema with its help, the group it is listed under and, for `None`, what the default means."""
-    extra = {"group": group, "default_text": default_text}
+    extra: JsonDict = {"group": group, "default_text": default_text}
     return Field(default, description=help_text, json_schema_extra=extra, **constraints)
 
 
@@ -78,7 +86,7 @@ class ServeSettings(BaseModel):
         "Engine", None, "Run without torch.compile and CUDA graphs.", default_text="true on a CPU, else false"
     )
     tensor_parallel_size: int = option("Engine", 1, "Devices that share the model.", ge=1, le=64)
-    gpu_memory_utilization: float = option("Engine", 0.9, "Share of a GPU's memory that the engine may use.", gt=0, le=1)
+    gpu_memory_utilization: float = option("Engine", 0.9, "Share of a GPU's memory the engine may use.", gt=0, le=1)
     engine_options: dict[str, JsonValue] = option(
         "Engine", {}, "More options of `vllm serve`, by name, as a JSON object; those that Aerie sets are refused."
     )

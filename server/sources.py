@@ -71,7 +71,9 @@ def fix(name: str, field: FieldInfo) -> str:
         return f"choose one of {', '.join(choices(field))}"
     if is_boolean(field):
         return "choose true or false"
-    low = next((item.ge if isinstance(item, Ge) else item.gt for item in field.metadata if isinstance(item, Ge | Gt)), None)
+    low = next(
+        (item.ge if isinstance(item, Ge) else item.gt for item in field.metadata if isinstance(item, Ge | Gt)), None
+    )
     high = next((item.le for item in field.metadata if isinstance(item, Le)), None)
     if name == "kv_cache_memory":
         return "choose a size of at least 1MiB, such as 512MiB"

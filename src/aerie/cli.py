@@ -75,7 +75,9 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     switch = settings.is_boolean(field)
     option = typer.Option(f"{long}/--no-{long[2:]}" if switch else long)
     kind = bool if switch else str
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
 
 
 def _with_settings(command: Callable[..., int]) -> Callable[..., int]:
@@ -89,7 +91,7 @@ def _with_settings(command: Callable[..., int]) -> Callable[..., int]:
 class ServeCommand(TyperCommand):
     """`aerie serve`, with a help page whose names are never cut: rich's panels cut them at 80 columns."""
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - their classes are private to typer
         """Print the usage, then the options by group, each with its variable and default."""
         from rich.console import Console
         from rich.table import Table
@@ -117,7 +119,7 @@ def serve(
     *,
     config: Annotated[Path | None, typer.Option("--config", envvar="AERIE_CONFIG")] = None,
     no_draft: Annotated[bool, typer.Option("--no-draft")] = False,
-    **values: Any,
+    **values: str | bool | None,
 ) -> int:
     """Serve a model over the OpenAI API; without options the shipped demo.
 
@@ -174,4 +176,5 @@ def quantize(model: Path, out: Path, recipe: OptionalRecipe = None) -> None:
 
     chosen = QuantRecipe() if recipe is None else QuantRecipe.from_yaml(recipe)
     report = quantise(model, out, chosen)
-    print(report.summary())
+    sizes = f"{report.bytes_before / 1e6:.1f} MB became {report.bytes_after / 1e6:.1f} MB ({report.ratio:.0%})"
+    print(f"{out}: {sizes}, relative error of the weights {report.relative_error:.4f}")
