@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+import importlib.util
+from types import ModuleType
+
+import pytest
+import torch
+
+from aerie.draft_models import cpu_mends
+
+UNTOUCHED = -7
+DTYPES = (torch.float32, torch.int32, torch.int64)
+
+
+def fresh_copy_of_stock() -> ModuleType:
+    """vLLM's module as installed, not the one in use, which the plugin may have mended."""
+    from vllm.utils import cpu_triton_utils
+
+    spec = importlib.util.spec_from_file_location("stock_cpu_triton_utils", str(cpu_triton_utils.__file__))
+    assert spec is not None
+    assert spec.loader is not None
+    stock = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(stock)
+    return stock
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_expand_repeats_each_value_for_the_tokens_of_its_request(dtype: torch.dtype) -> None:
+    values = torch.tensor([3, 0, 5, 9], dtype=dtype)
+    output = torch.full((6,), UNTOUCHED, dtype=dtype)
+    cpu_mends.expand(output, values, torch.tensor([2, 5, 5, 6], dtype=torch.int32), replace_from=0, replace_to=1)
+    assert output.tolist() == [3, 3, 1, 1, 1, 9]
+
+
+def test_expand_keeps_fractions_and_takes_no_tokens() -> None:
+    output = torch.zeros(2)
+    cpu_mends.expand(output, torch.tensor([0.7, 0.25]), torch.tensor([1, 2]), replace_from=0, replace_to=0)
+    assert output.tolist() == pytest.approx([0.7, 0.25])
+    cpu_mends.expand(torch.zeros(0), torch.tensor([0.7]), torch.tensor([0]), replace_from=0, replace_to=0)
+
+
+def test_the_mend_covers_exactly_the_versions_with_the_fault() -> None:
+    """Fails when the installed vLLM no longer has the fault, or has it and is not listed: then edit AFFECTED."""
+    import vllm
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        pytest.skip("the C++ operator is in the CPU build only")
+    current_platform.import_kernels()
+    output = torch.full((3,), float(UNTOUCHED))
+    fresh_copy_of_stock()._expand_kernel_impl(output, torch.tensor([0.5, 2.0]), torch.tensor([1, 3]), 0, 1)
+    faulty = output.tolist() != [0.5, 2.0, 2.0]
+    assert cpu_mends.affected(vllm.__version__) == faulty
+
+
+def test_versions_are_compared_by_release() -> None:
+    assert cpu_mends.affected("0.32.0+cpu")
+    assert cpu_mends.affected("0.33.1")
+    assert not cpu_mends.affected("0.34.0")
+
+
+def test_apply_replaces_what_the_platform_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.utils import cpu_triton_utils
+
+    monkeypatch.setattr(cpu_triton_utils, "_expand_kernel_impl", None)
+    monkeypatch.setattr(cpu_mends, "affected", lambda version: False)
+    cpu_mends.apply()
+    assert cpu_triton_utils._expand_kernel_impl is None
+    monkeypatch.setattr(cpu_mends, "affected", lambda version: True)
+    cpu_mends.apply()
+    cpu_mends.apply()
+    assert cpu_triton_utils._expand_kernel_impl is cpu_mends.expand

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The served head on a real engine: lossless, the right distribution, and the trainer's logits."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+import torch
+from transformers import Qwen3ForCausalLM
+
+from aerie.draft_models.checkpoint import read_draft
+from aerie.draft_models.contract import GateKind
+from aerie.draft_models.modeling import Eagle3Head
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+pytestmark = pytest.mark.engine
+
+VOCAB = 260
+DRAFT_TOKENS = 3
+NEW_TOKENS = 48
+PROMPT_LENGTHS = (1, 2, 3, 7, 16, 40, 90, 300) * 3
+CHUNK = 256
+"""Tokens of one engine step: the longest prompts are prefilled in two chunks."""
+LOGIT_TOLERANCE = 1e-4
+"""Float32 on both sides; sums are taken in another order. Logits here span about 10."""
+
+SAMPLES, SAMPLED_TOKENS = 4000, 4
+OTHER_TEMPERATURE = 1.15
+FALSE_ALARM_SIGMAS = 5.0
+
+
+class Served(NamedTuple):
+    gate: GateKind
+    draft: Path
+    llm: "LLM"
+
+
+def random_prompts(lengths: Sequence[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(256, (length,), generator=generator).tolist() for length in lengths]
+
+
+def generate(llm: "LLM", prompts: list[list[int]], **sampling: Any) -> list[list[int]]:  # noqa: ANN401
+    from vllm import SamplingParams
+
+    parameters = SamplingParams(ignore_eos=True, detokenize=False, **sampling)
+    inputs: Any = [{"prompt_token_ids": prompt} for prompt in prompts]
+    return [list(request.outputs[0].token_ids) for request in llm.generate(inputs, parameters, use_tqdm=False)]
+
+
+def counter(llm: "LLM", name: str) -> int:
+    return sum(getattr(metric, "value", 0) for metric in llm.get_metrics() if metric.name == name)
+
+
+@pytest.fixture(scope="module")
+def undrafted(tiny_target: Path, open_engine: Callable[..., AbstractContextManager["LLM"]]) -> list[list[int]]:
+    with open_engine(tiny_target, max_num_batched_tokens=CHUNK) as llm:
+        return generate(llm, random_prompts(PROMPT_LENGTHS), temperature=0, max_tokens=NEW_TOKENS)
+
+
+@pytest.fixture(scope="module", params=["elementwise", "headwise", "none"])
+def served(
+    request: pytest.FixtureRequest,
+    undrafted: list[list[int]],  # its engine must be gone before the next one starts
+    tiny_target: Path,
+    tiny_drafts: Mapping[GateKind, Path],
+    open_engine: Callable[..., AbstractContextManager["LLM"]],
+) -> Iterator[Served]:
+    draft = tiny_drafts[request.param]
+    with open_engine(tiny_target, draft, DRAFT_TOKENS, max_num_batched_tokens=CHUNK) as llm:
+        yield Served(request.param, draft, llm)
+
+
+@pytest.fixture(scope="module")
+def target(tiny_target: Path) -> Qwen3ForCausalLM:
+    return Qwen3ForCausalLM.from_pretrained(tiny_target, dtype=torch.float32, attn_implementation="sdpa").eval()
+
+
+def test_greedy_output_is_token_identical_without_the_draft(served: Served, undrafted: list[list[int]]) -> None:
+    drafted = generate(served.llm, random_prompts(PROMPT_LENGTHS), temperature=0, max_tokens=NEW_TOKENS)
+    assert drafted == undrafted
+    # Otherwise it would prove little: drafts must have been accepted, and rejected.
+    accepted = counter(served.llm, "vllm:spec_decode_num_accepted_tokens")
+    proposed = counter(served.llm, "vllm:spec_decode_num_draft_tokens")
+    assert 0.1 < accepted / proposed < 0.9
+
+
+def test_gated_heads_are_ours_and_the_plain_one_is_vllm_s_own(served: Served) -> None:
+    (kind,) = served.llm.collective_rpc(lambda worker: type(worker.model_runner.drafter.model))
+    ours, stock = "aerie.draft_models.vllm_model", "vllm.model_executor.models.llama_eagle3"
+    assert kind.__module__ == (stock if served.gate == "none" else ours)
+
+
+@torch.no_grad()
+def conditionals(target: Qwen3ForCausalLM, prompt: list[int], outputs: list[list[int]]) -> torch.Tensor:
+    """What each sampled token should have been drawn from, given those before it: [samples, tokens, vocabulary]."""
+    sequences = torch.tensor([[*prompt, *output] for output in outputs])
+    logits = target(sequences[:, :-1]).logits[:, len(prompt) - 1 :]
+    return logits.softmax(-1)
+
+
+def total_variation(tokens_ST: torch.Tensor, probabilities_STV: torch.Tensor) -> torch.Tensor:
+    """Between the observed and the expected histogram, for each token position: [T]."""
+    observed = torch.nn.functional.one_hot(tokens_ST, probabilities_STV.shape[-1]).double().mean(0)
+    return (observed - probabilities_STV.double().mean(0)).abs().sum(-1) / 2
+
+
+def draw(probabilities_STV: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.multinomial(probabilities_STV.flatten(0, 1), 1, generator=generator).view(probabilities_STV.shape[:2])
+
+
+# The sampler does not see which gate made a draft: one kind is enough.
+@pytest.mark.parametrize("served", ["elementwise"], indirect=True)
+def test_sampling_at_temperature_1_follows_the_target_s_distribution(served: Served, target: Qwen3ForCausalLM) -> None:
+    """Token 0 is sampled without a draft, tokens 1 to 3 through drafting and rejection.
+
+    The statistic is the total variation to the exact expected histogram given each sample's own prefix. Its null
+    distribution is simulated; five sigmas make a false alarm rarer than 1e-5. Power: the same number of samples drawn
+    at temperature 1.15 instead of 1 must be flagged every time.
+    """
+    prompt = random_prompts([9])[0]
+    outputs = generate(served.llm, [prompt] * SAMPLES, temperature=1.0, max_tokens=SAMPLED_TOKENS)
+    tokens_ST, expected_STV = torch.tensor(outputs), conditionals(target, prompt, outputs)
+    generator = torch.Generator().manual_seed(0)
+    null = torch.stack([total_variation(draw(expected_STV, generator), expected_STV) for _ in range(50)])
+    threshold_T = null.mean(0) + FALSE_ALARM_SIGMAS * null.std(0)
+    assert (total_variation(tokens_ST, expected_STV) < threshold_T).all()
+
+    hotter_STV = (expected_STV.log() / OTHER_TEMPERATURE).softmax(-1)
+    for _ in range(10):
+        assert (total_variation(draw(hotter_STV, generator), expected_STV) > threshold_T).all()
+
+
+@pytest.mark.parametrize("served", ["elementwise"], indirect=True)
+@pytest.mark.parametrize(("top_k", "top_p"), [(3, 1.0), (0, 0.5)])
+def test_top_k_and_top_p_reach_drafted_tokens(
+    served: Served, target: Qwen3ForCausalLM, top_k: int, top_p: float
+) -> None:
+    prompt = random_prompts([9])[0]
+    sampling = {"temperature": 1.0, "top_k": top_k, "top_p": top_p}
+    outputs = generate(served.llm, [prompt] * 128, max_tokens=SAMPLED_TOKENS, **sampling)
+    sorted_STV, ids_STV = conditionals(target, prompt, outputs).sort(-1, descending=True)
+    rank_ST1 = (ids_STV == torch.tensor(outputs).unsqueeze(-1)).int().argmax(-1, keepdim=True)
+    mass_before_STV = sorted_STV.cumsum(-1) - sorted_STV
+    assert rank_ST1.max() < (top_k or VOCAB)
+    assert mass_before_STV.gather(-1, rank_ST1).max() <= top_p + 1e-5
+
+
+class Recorder:
+    """Watches the drafter: one entry per proposal, with its draft-vocabulary logits and where it stood."""
+
+    def __init__(self) -> None:
+        self.proposals: list[list[dict[str, torch.Tensor]]] = []
+
+    def attach(self, worker: Any) -> list[Any]:  # noqa: ANN401 -- vLLM's worker
+        model = worker.model_runner.drafter.model
+        return [
+            model.model.fc.register_forward_hook(lambda *_: self.proposals.append([])),
+            model.register_forward_pre_hook(self._on_step, with_kwargs=True),
+            model.logits_processor.register_forward_hook(self._on_logits),
+        ]
+
+    def _on_step(self, module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        step = {name: kwargs[name].clone() for name in ("input_ids", "positions")}
+        self.proposals[-1].append(step)
+
+    def _on_logits(self, module: object, args: object, logits_1V: torch.Tensor) -> None:
+        self.proposals[-1][-1]["logits"] = logits_1V.clone()
+
+
+def test_served_logits_are_the_trainer_s(served: Served, target: Qwen3ForCausalLM) -> None:
+    """From token ids to draft logits: the same aux states, fusion, gate, attention and recurrence on both sides.
+
+    The trainer's side computes the target's states with transformers, so that a wrong layer id fails too.
+    """
+    config, tensors = read_draft(served.draft)
+    head = Eagle3Head(config, target.model.embed_tokens.weight)
+    head.load_state_dict(tensors)
+    recorder = Recorder()
+    (hooks,) = served.llm.collective_rpc(recorder.attach)
+    (prompt,) = random_prompts([CHUNK + 20])
+    (output,) = generate(served.llm, [prompt], temperature=0, max_tokens=24)
+    for hook in hooks:
+        hook.remove()
+
+    tokens_L = torch.tensor([*prompt, *output])
+    with torch.no_grad():
+        states = target(tokens_L[None], output_hidden_states=True).hidden_states
+    aux_LA = torch.cat([states[layer][0] for layer in config.aux_hidden_state_layer_ids], dim=-1)
+    compared = 0
+    for proposal in recorder.proposals:
+        # The first recurrent step stands right behind the tokens whose states are known.
+        known = int(proposal[1]["positions"][0])
+        if known + 1 > len(tokens_L):
+            continue
+        drafted_S, logits_SV = head.chain(tokens_L[1 : known + 1], aux_LA[:known], DRAFT_TOKENS)
+        served_SV = torch.cat([step["logits"] for step in proposal])
+        torch.testing.assert_close(served_SV, logits_SV, rtol=0, atol=LOGIT_TOLERANCE)
+        assert [int(step["input_ids"][0]) for step in proposal[1:]] == drafted_S[:-1].tolist()
+        compared += 1
+    assert compared > 8
