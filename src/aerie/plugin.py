@@ -12,11 +12,9 @@ def register() -> None:
     from aerie.draft_models import cpu_mends
     from aerie.draft_models.contract import GATED_ARCHITECTURE
     from aerie.quant import vllm_linear
-    from aerie.quant import vllm_linear
 
     # By name: importing the class here would import the model code into processes that never run it.
     if GATED_ARCHITECTURE not in ModelRegistry.models:
         ModelRegistry.register_model(GATED_ARCHITECTURE, f"aerie.draft_models.vllm_model:{GATED_ARCHITECTURE}")
     vllm_linear.register()
     cpu_mends.apply()
-    vllm_linear.register()
