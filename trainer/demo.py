@@ -10,13 +10,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from aerie.artefacts import REPOSITORY, output_directory, provenance, sha256_file, sha256_tree, write_atomic, write_json
+from aerie.artefacts import REPOSITORY, output_directory, provenance, sha256_file
+from aerie.trainer.card import write_card
 
 RECIPES = Path(__file__).parent / "recipes"
 MAIN, DRAFT = RECIPES / "clinic-main.yaml", RECIPES / "clinic-draft.yaml"
 WORK = Path("runs/clinic-demo")
 SHIPPED = REPOSITORY / "checkpoints" / "clinic-demo"
-CARD = "card.json"
 # Records of how a part was made; the card repeats what matters of them.
 RECORDS = ("aerie.json", "quant_report.json", "provenance.json")
 
@@ -61,8 +61,7 @@ def ship(target: Path) -> None:
     with output_directory(target) as staging:
         for part, name in (("main-int4", "main"), ("draft", "draft")):
             shutil.copytree(WORK / part, staging / name, ignore=shutil.ignore_patterns(*RECORDS))
-        write_json(staging / CARD, {**described, "files": sha256_tree(staging)})
-        write_atomic(staging / "README.md", (RECIPES / "clinic-demo.md").read_text(encoding="utf-8"))
+        write_card(described, staging)
 
 
 def main() -> None:

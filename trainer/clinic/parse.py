@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a free-running answer back: which kind of turn is it, and is it well formed?"""
+"""Read a free-running answer back: which kind of turn it is, and whether it is well formed."""
 
 import re
 from typing import Literal
