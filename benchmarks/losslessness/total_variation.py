@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 Samples_nL = NDArray[np.int64]
 PERMUTATIONS = 500
 REPEATS = 200
-LEAKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+LEAKS = (0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
 
 
 class TotalVariationTest(BaseModel):
@@ -33,6 +33,8 @@ class TotalVariationTest(BaseModel):
     level: float
     detectable: float | None
     """Smallest true mean TV, of those tried, that this test finds with probability `power`; None: none of them."""
+    detectable_leak: float | None
+    """The share of tokens that a faulty sampler replaces (see `leak`) at that distance."""
     power: float
 
 
@@ -80,8 +82,11 @@ def leak(samples: Samples_nL, share: float, rng: np.random.Generator) -> tuple[S
 
 def detectable(
     baselines: Sequence[Samples_nL], critical: float, power: float, rng: np.random.Generator, repeats: int = REPEATS
-) -> float | None:
-    """The smallest leak, as a true mean TV, that exceeds `critical` in at least `power` of simulated experiments."""
+) -> tuple[float | None, float | None]:
+    """The smallest leak that is found, as a true mean TV and as a share of tokens.
+
+    Found: its statistic exceeds `critical` in at least `power` of simulated experiments.
+    """
     for share in LEAKS:
         found, true = 0, 0.0
         for _ in range(repeats):
@@ -95,8 +100,8 @@ def detectable(
             found += float(np.mean(values)) > critical
             true += float(np.mean(trues)) / repeats
         if found >= power * repeats:
-            return round(true, 4)
-    return None
+            return round(true, 4), share
+    return None, None
 
 
 def compare(
@@ -114,12 +119,14 @@ def compare(
     statistic = float(np.mean([mean_total_variation(*pair) for pair in pairs]))
     null = null_statistics(plain, drafted, permutations, rng)
     critical = float(np.quantile(null, 1 - level))
+    distance, share = detectable(plain, critical, power, rng)
     return TotalVariationTest(
         statistic=round(statistic, 5),
         null_mean=round(float(null.mean()), 5),
         critical=round(critical, 5),
         p_value=round((1 + int((null >= statistic).sum())) / (1 + permutations), 5),
         level=level,
-        detectable=detectable(plain, critical, power, rng),
+        detectable=distance,
+        detectable_leak=share,
         power=power,
     )

@@ -3,7 +3,7 @@
 
 The main model's attention and MLP write nothing into the residual stream, so its next token is a function of the last
 one: `successor`. The draft sees the hidden state from before its newest token and never advances it: its first guess
-is always right, its later ones are right only on tokens that repeat themselves.
+is always right, its later ones never are, so that each step makes two tokens.
 """
 
 from pathlib import Path
@@ -20,15 +20,12 @@ from aerie.draft_models.contract import DraftConfig, tensor_shapes
 WORDS, HIDDEN, LAYERS = 64, 64, 8
 END, ASK, ANSWER = 0, 1, 2
 TEMPLATE = (
-    "{% for m in messages %}<ask> {{ m['content'] }} {% endfor %}"
-    "{% if add_generation_prompt %}<answer>{% endif %}"
-)
     "{% for m in messages %}<ask> {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}<answer>{% endif %}"
 )
 
 
 def successor(token: int) -> int:
-    """Words count up to the end of the answer; the last word before the end repeats only in prompts that start it."""
+    """Words count up; an answer starts at 40 and ends after the last word, so that it has 25 tokens."""
     return END if token in (END, WORDS - 1) else 40 if token in (ASK, ANSWER) else token + 1
 
 
@@ -54,7 +51,7 @@ def write_main(directory: Path) -> None:
     model.save_pretrained(directory)
     words = {"<end>": END, "<ask>": ASK, "<answer>": ANSWER, **{f"w{index}": index for index in range(3, WORDS)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w3"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]  # the stub lacks the setter
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
     fast.chat_template = TEMPLATE
     fast.save_pretrained(directory)
