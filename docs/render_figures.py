@@ -45,6 +45,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the README differs")
     arguments = parser.parse_args()
+    if not RESULT.exists():
+        print("benchmarks/results/first-light.json is missing; benchmarks/serving/first_light.py writes it")
+        return 1
     before = README.read_text()
     after = rendered(before, json.loads(RESULT.read_text()))
     if before == after:
