@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does the gate pay? Acceptance of trained heads with an element-wise gate, a head-wise gate and none, over seeds.
 
-`python -m aerie.benchmarks.acceptance.gates --head DIR --head DIR ... --out FILE`. The kind of gate is read from each
-head. Figures: `acceptance_length_gated`, `_headwise`, `_plain`: means over seeds, with `_std` and `_seeds`.
+`python -m aerie.benchmarks.acceptance.gates runs/gate-heads/* --out FILE`, after `gate_heads.py` trained them. The kind
+of gate is read from each head; heads that were not trained alike are refused. Figures: `acceptance_length_gated`,
+`_headwise`, `_plain`: means over seeds, with `_std` and `_seeds`.
 """
 
 import json
@@ -10,12 +11,13 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import JsonValue
 
 from aerie.benchmarks import options
+from aerie.benchmarks.acceptance.counts import AcceptanceError
 from aerie.benchmarks.acceptance.evaluate import Acceptance, evaluate
 from aerie.benchmarks.engine import EngineOptions, offline_engine
 from aerie.benchmarks.prompts import held_out, render
@@ -45,15 +47,43 @@ def figures_by_gate(lengths: Mapping[GateKind, Sequence[float]]) -> dict[str, fl
     return figures
 
 
-def _raw(head: Path, gate: GateKind, acceptance: Acceptance) -> dict[str, JsonValue]:
+def training_of(head: Path) -> dict[str, JsonValue]:
+    """How a head was trained, from its provenance; empty for a head of another maker."""
     path = head / "provenance.json"
-    trained: JsonValue = json.loads(path.read_text()) if path.exists() else None
-    return {"head": head.name, "gate": gate, **acceptance.figures(), **acceptance.raw(), "trained": trained}
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return {name: found.get(name) for name in ("commit", "arguments", "seeds", "inputs")} if found else {}
+
+
+def check_trained_alike(trainings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Heads may differ in gate, seed and where they were written; in nothing else. Raises AcceptanceError."""
+    (first, reference), *others = ((name, _compared(training)) for name, training in trainings.items())
+    for name, compared in others:
+        if different := sorted(
+            key for key in reference.keys() | compared.keys() if reference.get(key) != compared.get(key)
+        ):
+            raise AcceptanceError(f"{name} and {first} were not trained alike: {', '.join(different)} differ")
+
+
+def _compared(training: Mapping[str, Any]) -> dict[str, Any]:
+    recipe = training.get("arguments") or {}
+    varied = {"head": "gate", "training": "seed"}
+    kept = {
+        name: {key: item for key, item in value.items() if key != varied[name]} if name in varied else value
+        for name, value in recipe.items()
+        if name != "output"
+    }
+    return {**kept, "inputs": training.get("inputs")}
+
+
+def _raw(head: Path, gate: GateKind, acceptance: Acceptance) -> dict[str, JsonValue]:
+    return {
+        "head": head.name, "gate": gate, **acceptance.figures(), **acceptance.raw(), "trained": training_of(head)
+    }  # fmt: skip
 
 
 def main(
+    heads: Annotated[list[Path], typer.Argument(exists=True, file_okay=False, help="Trained heads.")],
     out: options.Out,
-    head: Annotated[list[Path], typer.Option(exists=True, file_okay=False, help="A trained head; repeat it.")],
     model: options.Model = options.DEMO_MODEL,
     draft_tokens: options.DraftTokens = 4,
     count: options.Count = 64,
@@ -63,19 +93,19 @@ def main(
 ) -> None:
     """Compare heads that were trained alike but for their gate."""
     arguments = options.recorded(locals())
-    for path in head:
+    for path in heads:
         verify_draft(path, model)
+    check_trained_alike({path.name: training_of(path) for path in heads})
     rendered = render(model, held_out(count, seed, prompts))
     lengths, runs = defaultdict[GateKind, list[float]](list), []
-    for path in head:
+    for path in heads:
         gate = gate_of(path)
         with offline_engine(EngineOptions(model=model, draft=path, draft_tokens=draft_tokens, seed=seed)) as engine:
             acceptance = evaluate(engine, rendered, max_tokens)
         typer.echo(f"{path.name}: {gate}, mean acceptance length {acceptance.pooled.length:.3f}")
         lengths[gate].append(acceptance.pooled.length)
         runs.append(Run(benchmark=NAME, measured=_raw(path, gate, acceptance)))
-    heads = {f"head/{path.name}": path for path in head}
-    inputs = options.inputs(model=model, prompts=prompts, **heads)
+    inputs = options.inputs(model=model, prompts=prompts, **{f"head/{path.name}": path for path in heads})
     figures = figures_by_gate(lengths)
     ResultFile(provenance=Provenance.now(arguments, [seed], inputs), runs=runs, figures=figures).write(out)
     options.show(figures)
