@@ -15,18 +15,31 @@ diagonal keys.
 """
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 _ATEN = torch.ops.aten
+
+
+class _Context(FunctionCtx):
+    """What torch sets but its stub leaves out."""
+
+    saved_tensors: tuple[Tensor, ...]
 
 
 class _JointAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q_BGRD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor, k_BGRTD: Tensor, v_BGRTD: Tensor, bias_B1RL: Tensor
+        ctx: _Context,
+        q_BGRD: Tensor,
+        k_BGLD: Tensor,
+        v_BGLD: Tensor,
+        k_BGRTD: Tensor,
+        v_BGRTD: Tensor,
+        bias_B1RL: Tensor,
     ) -> Tensor:
         scale = 1 / math.sqrt(q_BGRD.shape[-1])
         block, lse_BGR = _ATEN._scaled_dot_product_flash_attention_for_cpu(
@@ -35,14 +48,14 @@ class _JointAttention(torch.autograd.Function):
         diagonal_BGRT = (q_BGRD.unsqueeze(-2) * k_BGRTD).sum(-1).float() * scale
         joint_BGR = torch.logsumexp(torch.cat([lse_BGR.unsqueeze(-1), diagonal_BGRT], dim=-1), dim=-1)
         p_BGRT = torch.exp(diagonal_BGRT - joint_BGR.unsqueeze(-1))
-        out = block * torch.exp(lse_BGR - joint_BGR).unsqueeze(-1).to(block.dtype)
+        out: Tensor = block * torch.exp(lse_BGR - joint_BGR).unsqueeze(-1).to(block.dtype)
         out = out + (p_BGRT.to(block.dtype).unsqueeze(-1) * v_BGRTD).sum(-2)
         ctx.save_for_backward(q_BGRD, k_BGLD, v_BGLD, k_BGRTD, v_BGRTD, bias_B1RL, out, joint_BGR, p_BGRT)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        grad: Tensor = grads[0]
+    def backward(ctx: _Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0]
         q, k, v, k_t, v_t, bias, out, joint, p_BGRT = ctx.saved_tensors
         scale = 1 / math.sqrt(q.shape[-1])
         dq, dk, dv = _ATEN._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -76,5 +89,5 @@ def joint_attention_reference(
     block_BGRL = q_BGRD @ k_BGLD.mT * scale + bias_B1RL
     diagonal_BGRT = (q_BGRD.unsqueeze(-2) * k_BGRTD).sum(-1) * scale
     scores = torch.cat([block_BGRL, diagonal_BGRT], dim=-1)
-    p_BGRL, p_BGRT = scores.softmax(-1).split([k_BGLD.shape[-2], k_BGRTD.shape[-2]], dim=-1)
-    return p_BGRL @ v_BGLD + (p_BGRT.unsqueeze(-1) * v_BGRTD).sum(-2)
+    p_BGRM, keys = scores.softmax(-1), k_BGLD.shape[-2]
+    return p_BGRM[..., :keys] @ v_BGLD + (p_BGRM[..., keys:].unsqueeze(-1) * v_BGRTD).sum(-2)

@@ -133,7 +133,9 @@ class Eagle3Head(nn.Module):
         if self.fc_norm is not None:
             chunks = aux_BLA.chunk(len(self.fc_norm), dim=-1)
             aux_BLA = torch.cat([norm(chunk) for norm, chunk in zip(self.fc_norm, chunks, strict=True)], dim=-1)
-        return self.fc(aux_BLA)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        hidden: Tensor = self.fc(aux_BLA)
+        # Under autocast a product is bf16; the residual stream and the attention stay in the aux states' type.
+        return hidden.to(aux_BLA.dtype)
 
     def logits(self, normed_BRH: Tensor) -> Tensor:
         """Logits over the draft vocabulary from the first output of `step` or `forward`."""
@@ -181,7 +183,7 @@ class Eagle3Head(nn.Module):
         length, config = next_ids_BL.shape[1], self.config
         cos, sin = self.cos_PD[:length, None], self.sin_PD[:length, None]
         keys = rotate(self._heads(attention.k_proj(x_BL2H)), cos, sin).transpose(1, 2)
-        values = self._heads(attention.v_proj(x_BL2H)).transpose(1, 2)
+        values = self._heads(attention.v_proj(x_BL2H)).to(cos.dtype).transpose(1, 2)
         group = config.num_attention_heads // config.num_key_value_heads
         hidden_keys = torch.arange(length) > rows_BR[:, None, :, None]
         bias_B1RL = torch.zeros(hidden_keys.shape, dtype=keys.dtype).masked_fill_(hidden_keys, float("-inf"))
@@ -209,7 +211,7 @@ class Eagle3Head(nn.Module):
         cos, sin = (table[state.positions_BR + s].unsqueeze(2) for table in (self.cos_PD, self.sin_PD))
         if s > 0:
             state.step_keys.append(self._diagonal(rotate(self._heads(k), cos, sin)))
-            state.step_values.append(self._diagonal(self._heads(v)))
+            state.step_values.append(self._diagonal(self._heads(v).to(cos.dtype)))
         q_BGRD = self._grouped(rotate(self._heads(q), cos, sin))
         empty = q_BGRD.unsqueeze(-2)[..., :0, :]
         out = joint_attention(
@@ -230,11 +232,12 @@ class Eagle3Head(nn.Module):
         return torch.cat([embedded, normed], dim=-1), residual
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.config.head_dim))
+        heads: Tensor = x.unflatten(-1, (-1, self.config.head_dim))
+        return heads
 
     def _grouped(self, x_BRND: Tensor) -> Tensor:
         """[B, R, N, D] to [B, G, N / G * R, D]."""
-        grouped = x_BRND.unflatten(2, (self.config.num_key_value_heads, -1))
+        grouped: Tensor = x_BRND.unflatten(2, (self.config.num_key_value_heads, -1))
         return grouped.permute(0, 2, 3, 1, 4).flatten(2, 3)
 
     def _diagonal(self, x_BRGD: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -24,6 +24,9 @@ from aerie.artefacts import write_json
 from aerie.trainer.draft.recipe import Capture, RecipeError
 from aerie.trainer.draft.regenerate import Answered
 from aerie.trainer.draft.target import Teacher, load_target
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def capture(target: Path, answered: list[Answered], settings: Capture, folder: P
     write_json(folder / "capture.json", _description(model.config, ids, ordered))
 
 
-def _description(config: Any, ids: tuple[int, ...], documents: list[Answered]) -> dict[str, object]:
+def _description(config: "PretrainedConfig", ids: tuple[int, ...], documents: list[Answered]) -> dict[str, object]:
     heads = config.num_attention_heads
     rope = getattr(config, "rope_parameters", None) or {}
     return {
@@ -109,7 +112,7 @@ def _batches(ordered: list[Answered], budget: int) -> Iterator[list[Answered]]:
 
 
 @torch.inference_mode()
-def _run(model: Any, teacher: Teacher, batch: list[Answered], ids: tuple[int, ...]) -> Iterator[Document]:
+def _run(model: "PreTrainedModel", teacher: Teacher, batch: list[Answered], ids: tuple[int, ...]) -> Iterator[Document]:
     sequences = [torch.tensor(one.prompt_ids + one.answer_ids) for one in batch]
     tokens_BL = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     lengths_B1 = torch.tensor([len(one) for one in sequences])[:, None]

@@ -44,7 +44,9 @@ def walk(accepted_R: list[int], rows: int) -> list[int]:
 
 
 @torch.no_grad()
-def evaluate(head: Eagle3Head, teacher: Teacher, data: Captured, steps: int, decay: float, batch_rows: int) -> Acceptance:
+def evaluate(
+    head: Eagle3Head, teacher: Teacher, data: Captured, steps: int, decay: float, batch_rows: int
+) -> Acceptance:
     """Run every document once."""
     losses, weights = 0.0, 0
     right_S, seen_S = torch.zeros(steps), torch.zeros(steps)

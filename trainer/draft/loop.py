@@ -13,7 +13,7 @@ from torch import nn
 
 from aerie.artefacts import write_atomic
 from aerie.draft_models.modeling import Eagle3Head
-from aerie.trainer.draft.data import Captured, plan
+from aerie.trainer.draft.data import Batch, Captured, plan
 from aerie.trainer.draft.evaluate import Acceptance, evaluate
 from aerie.trainer.draft.initial import GATE, OUTPUT
 from aerie.trainer.draft.loss import Outcome, training_time_test
@@ -101,8 +101,8 @@ def train(
                 done += 1
                 if done <= state.update:
                     continue
-                batch = data.batch(indices)
                 began = time.perf_counter()
+                batch = data.batch(indices)
                 outcome = _update(state, teacher, batch, training, schedule(state.update, updates, training.warmup))
                 state.update += 1
                 progress.advance(epoch, outcome, batch, time.perf_counter() - began)
@@ -116,7 +116,7 @@ def train(
     return state
 
 
-def _update(state: State, teacher: Teacher, batch: Any, training: Training, rate: float) -> Outcome:
+def _update(state: State, teacher: Teacher, batch: Batch, training: Training, rate: float) -> Outcome:
     for group in state.optimizer.param_groups:
         group["lr"] = training.learning_rate * rate * group["scale"]
     with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bfloat16"):
@@ -126,7 +126,7 @@ def _update(state: State, teacher: Teacher, batch: Any, training: Training, rate
             f"update {state.update}: the loss is {outcome.loss.item()}; lower training.learning_rate and run again: "
             f"the last checkpoint is from update {state.update - state.update % training.checkpoint_every} or later"
         )
-    outcome.loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+    outcome.loss.backward()
     nn.utils.clip_grad_norm_(state.head.parameters(), training.clip)
     state.optimizer.step()
     state.optimizer.zero_grad()
@@ -136,8 +136,6 @@ def _update(state: State, teacher: Teacher, batch: Any, training: Training, rate
 def _close_epoch(
     state: State, teacher: Teacher, validation: Captured, training: Training, show: Callable[[Acceptance], None]
 ) -> None:
-    acceptance = evaluate(
-        state.head, teacher, validation, training.steps, training.step_decay, 2 * training.batch_rows
-    )
+    acceptance = evaluate(state.head, teacher, validation, training.steps, training.step_decay, 2 * training.batch_rows)
     state.history.append({"epoch": len(state.history), "update": state.update, **acceptance.as_json()})
     show(acceptance)

@@ -11,22 +11,32 @@ Shapes: B documents, R rows, S steps, M = B * R, H hidden, V draft vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from aerie.draft_models.modeling import Eagle3Head
 from aerie.trainer.draft.data import Batch
 from aerie.trainer.draft.target import Teacher
 
 
+class _Context(FunctionCtx):
+    """What torch sets but its stub leaves out."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+
 class _SoftCrossEntropy(torch.autograd.Function):
     """Projects, compares and differentiates in one pass, so that M x V logits are written once and never stored."""
 
     @staticmethod
-    def forward(ctx: Any, normed_MH: Tensor, head_VH: Tensor, p_MV: Tensor, weight_M: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: _Context, normed_MH: Tensor, head_VH: Tensor, p_MV: Tensor, weight_M: Tensor
+    ) -> tuple[Tensor, Tensor]:
         z_MV = (normed_MH @ head_VH.T).float()
         lse_M1 = z_MV.logsumexp(-1, keepdim=True)
         loss = torch.dot(lse_M1.squeeze(-1) - torch.linalg.vecdot(p_MV, z_MV), weight_M)
@@ -38,7 +48,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
         return loss, predicted_M
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         d_normed_MH, d_head_VH = ctx.saved_tensors
         return d_normed_MH * grads[0], d_head_VH * grads[0], None, None
 

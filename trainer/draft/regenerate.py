@@ -9,6 +9,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aerie.artefacts import write_atomic
 from aerie.trainer.draft.prompts import Chat
@@ -27,8 +28,9 @@ def regenerate(target: Path, chats: list[Chat], answers: Answers, temperature: f
     """Answer every chat; deterministic for a given engine, machine and seed. Raises RecipeError."""
     from transformers import AutoConfig, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(target)
-    rendered = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)["input_ids"]
+    tokenizer: Any = AutoTokenizer.from_pretrained(target)
+    texts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
+    rendered: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
     longest = AutoConfig.from_pretrained(target).max_position_embeddings
     prompts = [ids for ids in rendered if len(ids) + answers.max_tokens <= longest]
     if not prompts:

@@ -19,8 +19,8 @@ from aerie.trainer.draft.data import Captured
 from aerie.trainer.draft.export import export
 from aerie.trainer.draft.initial import initial_head
 from aerie.trainer.draft.loop import train
-from aerie.trainer.draft.prompts import load_prompts
-from aerie.trainer.draft.recipe import DraftRecipe, Head, Prompts
+from aerie.trainer.draft.prompts import Chat, load_prompts
+from aerie.trainer.draft.recipe import DraftRecipe, Head
 from aerie.trainer.draft.regenerate import read_answers, regenerate, write_answers
 from aerie.trainer.draft.stages import stage, target_hashes
 from aerie.trainer.draft.target import Teacher
@@ -34,9 +34,11 @@ def run(recipe_path: Path) -> Path:
 def run_recipe(recipe: DraftRecipe) -> Path:
     """Train the draft a recipe describes; returns the checkpoint's folder. Raises RecipeError, DataError."""
     hashes = target_hashes(recipe.target)
-    captured = prepare(recipe, recipe.prompts, recipe.answers.temperature, hashes)
+    validated = load_prompts(recipe.validation)
+    trained = [chat for chat in load_prompts(recipe.prompts) if chat not in validated]
+    captured = prepare(recipe, trained, recipe.answers.temperature, hashes)
     # Simulated acceptance takes the answer's tokens for the target's choices: validation answers are greedy.
-    held_back = prepare(recipe, recipe.validation, 0.0, hashes)
+    held_back = prepare(recipe, validated, 0.0, hashes)
     data, validation, teacher = Captured(captured), Captured(held_back), Teacher.load(captured / "teacher.safetensors")
     config = head_config(recipe.head, read_description(captured), identify_target(recipe.target))
     ids_V = vocab.choose(
@@ -54,14 +56,11 @@ def run_recipe(recipe: DraftRecipe) -> Path:
     return recipe.output
 
 
-def prepare(recipe: DraftRecipe, prompts: Prompts, temperature: float, hashes: Mapping[str, str]) -> Path:
+def prepare(recipe: DraftRecipe, chats: list[Chat], temperature: float, hashes: Mapping[str, str]) -> Path:
     """The folder of captured states for these prompts, made unless it exists."""
-    asked: dict[str, Any] = {"prompts": prompts.model_dump(mode="json")}
-    inputs = dict(hashes)
-    chats = load_prompts(prompts)
-    # The prompts themselves, not only what they were asked by: a clinic or a file that changed makes new answers.
-    inputs["prompts"] = hashlib.sha256(repr(chats).encode()).hexdigest()
-    asked["answers"] = {**recipe.answers.model_dump(mode="json"), "temperature": temperature}
+    asked: dict[str, Any] = {"answers": {**recipe.answers.model_dump(mode="json"), "temperature": temperature}}
+    # The prompts themselves, not what they were asked by: a clinic or a file that changed makes new answers.
+    inputs = {**hashes, "prompts": hashlib.sha256(repr(chats).encode()).hexdigest()}
     answers = stage(
         recipe.work,
         "answers",

@@ -3,26 +3,33 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from aerie.trainer.draft.recipe import RecipeError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def load_target(target: Path) -> Any:
+
+def load_target(target: Path) -> "PreTrainedModel":
     """The target as a float32 transformers model in evaluation mode; an INT4 one dequantised to the same values."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
     config = AutoConfig.from_pretrained(target)
+    model: PreTrainedModel
     if getattr(config, "quantization_config", None) is None:
-        return AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
-    from aerie.quant.dequantise import load_dequantised
+        model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+    else:
+        from aerie.quant.dequantise import load_dequantised
 
-    return load_dequantised(target).eval()
+        model = load_dequantised(target)
+    model.eval()
+    return model
 
 
 @dataclass(frozen=True)
@@ -35,14 +42,15 @@ class Teacher:
     eps: float
 
     @classmethod
-    def of(cls, model: Any) -> "Teacher":
+    def of(cls, model: "PreTrainedModel") -> "Teacher":
         """Read from a loaded target. Raises RecipeError for architectures that lack these parts."""
-        try:
-            norm, head = model.model.norm, model.get_output_embeddings().weight
-            eps = float(norm.variance_epsilon)
-        except AttributeError as error:
-            raise RecipeError(f"target: {type(model).__name__} has no final RMSNorm and lm_head to learn from") from error
-        return cls(*(x.detach().clone() for x in (model.get_input_embeddings().weight, head, norm.weight)), eps)
+        norm, head = getattr(getattr(model, "model", None), "norm", None), model.get_output_embeddings()
+        eps = getattr(norm, "variance_epsilon", None)
+        if eps is None or not isinstance(head, nn.Linear):
+            name = type(model).__name__
+            raise RecipeError(f"target: {name} has no final RMSNorm and dense lm_head to learn from")
+        embed, weight = cast(nn.Embedding, model.get_input_embeddings()).weight, cast(nn.Module, norm).weight
+        return cls(embed.detach().clone(), head.weight.detach().clone(), cast(Tensor, weight).detach().clone(), eps)
 
     def save(self, path: Path) -> None:
         """Write to one safetensors file; tied embeddings are stored once."""
