@@ -9,11 +9,8 @@ import contextlib
 import copy
 import logging
 import math
-import os
 import signal
 import socket
-import sys
-import threading
 from collections.abc import Iterator
 
 import uvicorn
@@ -40,8 +37,8 @@ class Server(uvicorn.Server):
         yield
 
 
-def run(settings: ServeSettings) -> int:
-    """Serve until told to stop. Returns the exit status 0.
+def run(settings: ServeSettings) -> None:
+    """Serve until told to stop; no process is left afterwards. A thread may be, in the middle of an import.
 
     Raises:
         BadOption: the settings cannot be served; no engine was started.
@@ -59,12 +56,6 @@ def run(settings: ServeSettings) -> int:
             signal.signal(number, signal.SIG_IGN)
         listener.close()
         end_children()
-    if any(isinstance(thread, Loader) for thread in threading.enumerate()):
-        # Stopped in the middle of an import, which cannot be interrupted; its processes are gone.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-    return 0
 
 
 async def serve(plan: Plan, listener: socket.socket, load: Load) -> None:

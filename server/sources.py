@@ -71,17 +71,20 @@ def fix(name: str, field: FieldInfo) -> str:
         return f"choose one of {', '.join(choices(field))}"
     if is_boolean(field):
         return "choose true or false"
-    low = next(
-        (item.ge if isinstance(item, Ge) else item.gt for item in field.metadata if isinstance(item, Ge | Gt)), None
-    )
-    high = next((item.le for item in field.metadata if isinstance(item, Le)), None)
     if name == "kv_cache_memory":
         return "choose a size of at least 1MiB, such as 512MiB"
-    if low is not None:
-        return f"choose a number of at least {low}" if high is None else f"choose a number from {low} to {high}"
+    bounds = [_bound(item) for item in field.metadata if isinstance(item, Ge | Gt | Le)]
+    if bounds:
+        return f"choose a number {' '.join(bounds)}"
     if name == "engine_options":
         return 'write a JSON object, such as {"max-num-batched-tokens": 2048}'
     return f"default: {field.default}"
+
+
+def _bound(item: Ge | Gt | Le) -> str:
+    if isinstance(item, Le):
+        return f"up to {item.le}"
+    return f"from {item.ge}" if isinstance(item, Ge) else f"above {item.gt}"
 
 
 def _decode(name: str, value: object) -> object:

@@ -3,11 +3,12 @@
 
 import inspect
 import itertools
+import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic.fields import FieldInfo
@@ -16,6 +17,7 @@ from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 import aerie
+from aerie.quant.errors import QuantError
 from aerie.server import settings
 from aerie.server.errors import BadOption, EngineFailed
 
@@ -35,23 +37,32 @@ OptionalRecipe = Annotated[Path | None, typer.Option("--recipe", help="YAML reci
 
 def main() -> None:
     """Entry point. Every mistake of the user's is one line on stderr and exit status 2."""
-    command = "aerie"
     try:
         status = app(standalone_mode=False)
-    except BadOption as error:
-        status = _complain(command, str(error), 2)
-    except EngineFailed as error:
-        status = _complain(command, str(error), 1)
-    except TyperException as error:
-        status = _complain(command, " ".join(error.format_message().split()), 2)
+    except (BadOption, EngineFailed, QuantError, TyperException) as error:
+        status = _complain(error)
     except (typer.Abort, KeyboardInterrupt):
         status = 130
     sys.exit(status)
 
 
-def _complain(command: str, message: str, status: int) -> int:
-    print(f"{command}: error: {message}", file=sys.stderr, flush=True)
-    return status
+def _complain(error: Exception) -> int:
+    """Say it in one line; returns the exit status."""
+    message = error.format_message() if isinstance(error, TyperException) else str(error)
+    print("aerie: error:", *message.split(), file=sys.stderr, flush=True)
+    return 1 if isinstance(error, EngineFailed) else 2
+
+
+def _leave(status: int) -> NoReturn:
+    """End a process that ran vLLM. Its own processes are gone, and nothing is left to save.
+
+    The interpreter's shutdown would wait for an import that a loading thread is in, and print the leak reports of
+    libraries that vLLM brings.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _version(wanted: bool) -> None:
@@ -80,7 +91,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     )
 
 
-def _with_settings(command: Callable[..., int]) -> Callable[..., int]:
+def _with_settings(command: Callable[..., NoReturn]) -> Callable[..., NoReturn]:
     """Give a command the options of the settings schema."""
     own = [parameter for parameter in inspect.signature(command).parameters.values() if parameter.name != "values"]
     generated = [_parameter(name, field) for name, field in settings.fields().items()]
@@ -120,7 +131,7 @@ def serve(
     config: Annotated[Path | None, typer.Option("--config", envvar="AERIE_CONFIG")] = None,
     no_draft: Annotated[bool, typer.Option("--no-draft")] = False,
     **values: str | bool | None,
-) -> int:
+) -> NoReturn:
     """Serve a model over the OpenAI API; without options the shipped demo.
 
     A flag wins over its AERIE_* variable, the variable over the YAML file, the file over the default.
@@ -133,7 +144,12 @@ def serve(
         if typed.get("draft", settings.NONE) != settings.NONE:
             raise BadOption("--no-draft", "--draft is given too", "leave one of them out")
         typed["draft"] = settings.NONE
-    return run(load(typed, os.environ, config))
+    chosen = load(typed, os.environ, config)
+    try:
+        run(chosen)
+    except (BadOption, EngineFailed) as error:
+        _leave(_complain(error))
+    _leave(0)
 
 
 def _typed(context: typer.Context, name: str) -> bool:

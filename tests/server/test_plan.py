@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aerie.server import plan
+from aerie.server.engine import engine_flags, speculative_config
+from aerie.server.plan import make_plan
+from aerie.server.settings import ServeSettings
+
+THINKING = "{% if x %}<think>{% endif %}"
+MakeCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[plan.Device], None]:
+    """Pretend that vLLM was built for a device."""
+    return lambda device: monkeypatch.setattr(plan, "device", lambda: device)
+
+
+def settings(**values: object) -> ServeSettings:
+    return ServeSettings.model_validate(values)
+
+
+def test_the_demo_is_served_without_options(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_checkpoint: MakeCheckpoint
+) -> None:
+    monkeypatch.setenv("AERIE_HOME", str(tmp_path))
+    main = make_checkpoint("checkpoints/clinic-demo/main", chat_template=THINKING)
+    draft = make_checkpoint("checkpoints/clinic-demo/draft", architectures=["Eagle3GatedLlamaForCausalLM"])
+
+    made = make_plan(settings())
+
+    assert (made.model, made.draft, made.served_model_name) == (main, draft, "clinic-demo")
+    assert made.reasoning_parser == "qwen3"
+    assert speculative_config(made) == {"method": "eagle3", "model": str(draft), "num_speculative_tokens": 4}
+
+
+def test_a_model_is_served_under_its_folders_name_without_draft(make_checkpoint: MakeCheckpoint) -> None:
+    made = make_plan(settings(model=str(make_checkpoint("my-model"))))
+    assert (made.served_model_name, made.draft, made.reasoning_parser) == ("my-model", None, None)
+    flags = engine_flags(made)
+    assert flags["--speculative-config"] is None
+    assert flags["--per-request-spec-decode-metrics"] == "none"  # vLLM refuses them without speculation
+
+
+def test_a_draft_beside_the_weights_is_found(make_checkpoint: MakeCheckpoint) -> None:
+    model = make_checkpoint("m")
+    draft = make_checkpoint("m/draft")
+    assert make_plan(settings(model=str(model))).draft == draft
+    assert make_plan(settings(model=str(model), draft="none")).draft is None
+
+
+def test_a_cpu_gets_float32_eager_and_a_modest_cache(
+    on: Callable[[plan.Device], None], make_checkpoint: MakeCheckpoint
+) -> None:
+    model = str(make_checkpoint())
+    on("cpu")
+    made = make_plan(settings(model=model))
+    assert (made.dtype, made.enforce_eager, made.kv_cache_bytes) == ("float32", True, 512 << 20)
+    asked = make_plan(settings(model=model, dtype="bfloat16", enforce_eager=False, kv_cache_memory="1GiB"))
+    assert (asked.dtype, asked.enforce_eager, asked.kv_cache_bytes) == ("bfloat16", False, 1 << 30)
+    on("cuda")
+    made = make_plan(settings(model=model))
+    assert (made.dtype, made.enforce_eager, made.kv_cache_bytes) == ("auto", False, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "model_type", "template", "parser"),
+    [
+        ("auto", "qwen3", THINKING, "qwen3"),
+        ("auto", "qwen3", "no thinking", None),
+        ("auto", "llama", THINKING, None),
+        ("none", "qwen3", THINKING, None),
+        ("deepseek_r1", "llama", "", "deepseek_r1"),
+    ],
+)
+def test_the_reasoning_parser(
+    make_checkpoint: MakeCheckpoint, asked: str, model_type: str, template: str, parser: str | None
+) -> None:
+    model = make_checkpoint(model_type=model_type, chat_template=template)
+    assert make_plan(settings(model=str(model), reasoning_parser=asked)).reasoning_parser == parser
+
+
+def test_statistics_and_usage_are_on_by_default(make_checkpoint: MakeCheckpoint) -> None:
+    model, draft = make_checkpoint("m"), make_checkpoint("d")
+    flags = engine_flags(make_plan(settings(model=str(model), draft=str(draft))))
+    assert flags["--per-request-spec-decode-metrics"] == "summary"
+    assert flags["--enable-force-include-usage"] is True

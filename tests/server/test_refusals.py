@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `aerie serve` refuses before an engine starts: one line on stderr, exit status 2."""
+
+import json
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aerie.draft_models.contract import DraftConfig
+from aerie.server import checks
+from aerie.server.errors import BadOption
+from aerie.server.plan import make_plan
+from aerie.server.settings import ServeSettings
+
+FITTING = DraftConfig(
+    hidden_size=64,
+    intermediate_size=128,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    vocab_size=320,
+    draft_vocab_size=100,
+    target_hidden_size=64,
+    aux_hidden_state_layer_ids=(1, 4, 7),
+    gate="elementwise",
+    rms_norm_eps=1e-6,
+    rope_theta=1e4,
+    max_position_embeddings=512,
+)
+MakeCheckpoint = Callable[..., Path]
+
+
+def refusal(**settings: object) -> str:
+    """What the checks say about these settings."""
+    with pytest.raises(BadOption) as refused:
+        checks.check(make_plan(ServeSettings.model_validate(settings)))
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("option", ["model", "draft"])
+def test_a_checkpoint_that_is_not_there(make_checkpoint: MakeCheckpoint, tmp_path: Path, option: str) -> None:
+    settings = {"model": str(make_checkpoint()), option: str(tmp_path / "absent")}
+    assert refusal(**settings) == (
+        f"--{option}: {tmp_path}/absent is not a folder; name the folder that holds config.json and *.safetensors"
+    )
+
+
+def test_a_folder_without_config(tmp_path: Path) -> None:
+    assert refusal(model=str(tmp_path)).startswith(f"--model: {tmp_path} has no config.json; ")
+
+
+def test_a_checkpoint_without_safetensors(make_checkpoint: MakeCheckpoint) -> None:
+    model = make_checkpoint()
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    assert refusal(model=str(model)) == f"--model: {model} has no *.safetensors; save the weights as safetensors"
+
+
+def test_a_config_that_is_not_json(make_checkpoint: MakeCheckpoint) -> None:
+    model = make_checkpoint()
+    (model / "config.json").write_text("{")
+    assert "is not JSON" in refusal(model=str(model))
+
+
+def test_a_demo_that_is_not_in_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AERIE_HOME", str(tmp_path))
+    assert "run `make demo`" in refusal()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"vocab_size": 100}, "vocab_size is 100, the target's is 320; use a draft trained for "),
+        ({"target_hidden_size": 32}, "target_hidden_size is 32, the target's is 64; use a draft trained for "),
+        ({"eagle_aux_hidden_state_layer_ids": [1, 4, 9]}, "within the target's 8 layers; use a draft trained for "),
+        ({"eagle_aux_hidden_state_layer_ids": [4, 4, 7]}, "must be distinct"),
+    ],
+)
+def test_a_draft_that_does_not_fit(make_checkpoint: MakeCheckpoint, changes: dict[str, object], told: str) -> None:
+    draft = make_checkpoint("draft")
+    (draft / "config.json").write_text(json.dumps({**FITTING.to_hf(), **changes}))
+    line = refusal(model=str(make_checkpoint()), draft=str(draft))
+    assert line.startswith(f"--draft {draft}: ")
+    assert told in line
+
+
+def test_a_draft_whose_tensors_are_not_what_its_config_says(make_checkpoint: MakeCheckpoint) -> None:
+    draft = make_checkpoint("draft")
+    (draft / "config.json").write_text(json.dumps(FITTING.to_hf()))
+    assert "missing d2t, fc.weight" in refusal(model=str(make_checkpoint()), draft=str(draft))
+
+
+def test_a_language_model_as_draft_with_another_vocabulary(make_checkpoint: MakeCheckpoint) -> None:
+    draft = make_checkpoint("small", vocab_size=100)
+    assert refusal(model=str(make_checkpoint()), draft=str(draft)) == (
+        "--draft: its vocabulary has 100 tokens, the model's 320; use a draft of the model's family, or --no-draft"
+    )
+
+
+def test_more_positions_than_the_model_has(make_checkpoint: MakeCheckpoint) -> None:
+    line = refusal(model=str(make_checkpoint()), max_model_len=513)
+    assert line == "--max-model-len: the model has 512 positions, not 513; choose 512 or less"
+
+
+def test_devices_that_do_not_divide_the_heads(make_checkpoint: MakeCheckpoint) -> None:
+    line = refusal(model=str(make_checkpoint()), tensor_parallel_size=3)
+    assert line == "--tensor-parallel-size: 3 does not divide 4 heads; choose a divisor of 4"
+
+
+def test_a_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(BadOption, match=f"^--port: {port} is in use; "):
+            checks.listen("127.0.0.1", port)
+
+
+def test_an_address_that_is_not_ours() -> None:
+    with pytest.raises(BadOption, match=r"^--host: cannot listen on 192\.0\.2\.1"):
+        checks.listen("192.0.2.1", 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--draft-tokens", "0"], "aerie: error: --draft-tokens: '0' is not accepted; choose a number from 1 up to 16"),
+        (["--prot", "1"], "aerie: error: No such option: --prot (Possible options: "),
+        (["--model", "/absent"], "aerie: error: --model: /absent is not a folder; "),
+        (["--draft", "x", "--no-draft"], "aerie: error: --no-draft: --draft is given too; leave one of them out"),
+        (["--config", "/absent.yaml"], "aerie: error: --config: cannot read /absent.yaml "),
+    ],
+)
+def test_the_process_says_it_in_one_line_and_exits_with_2(tmp_path: Path, arguments: list[str], line: str) -> None:
+    done = subprocess.run(["aerie", "serve", *arguments], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
