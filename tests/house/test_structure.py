@@ -49,3 +49,4 @@ def test_sibling_kernels_hold_the_same_files(root: Path) -> None:
         files = {path.name for path in operator.iterdir()} - {"__pycache__"}
         assert must <= files <= must | may, operator.name
         assert list((root / "tests/kernels").glob(f"test_{operator.name}*.py")), f"no test of {operator.name}"
+        assert (root / f"benchmarks/kernels/{operator.name}.py").is_file(), f"no benchmark of {operator.name}"
