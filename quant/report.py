@@ -25,6 +25,9 @@ class QuantReport(BaseModel):
     recipe: QuantRecipe
     bytes_before: int = Field(description="Weight files of the source")
     bytes_after: int = Field(description="Weight files written")
+    resident_bytes: dict[str, int] = Field(
+        description="Parameters in memory when served on a CPU, by the engine's dtype; before any KV cache"
+    )
     parameters: int = Field(description="Stored parameters; tied ones once")
     quantised_parameters: int
     bits_per_quantised_weight: float = Field(description="Scales included")

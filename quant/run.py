@@ -77,7 +77,7 @@ class _Quantiser:
         self.recipe = recipe
         self.advance = advance
         self.layers: list[LayerReport] = []
-        self.parameters = self.quantised_parameters = self.quantised_bytes = 0
+        self.parameters = self.quantised_parameters = self.quantised_bytes = self.scales = 0
         self.squared_error = self.squared_norm = 0.0
 
     def convert(self, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -86,6 +86,8 @@ class _Quantiser:
         if layer == name or layer not in self.selected:
             # Embeddings, norms and heads stay 16 bit; a float32 source is rounded once, here.
             return {name: tensor.bfloat16() if tensor.dtype == torch.float32 else tensor}
+        if not torch.isfinite(tensor).all():
+            raise QuantError(f"MODEL: {name} is not finite; the checkpoint is damaged or its training diverged")
         q_NK, scale_NG = round_to_nearest(tensor, self.recipe.group_size, self.recipe.clip)
         stored = compressed_tensors.layer_tensors(layer, q_NK, scale_NG)
         self._account(layer, tensor, stored)
@@ -100,6 +102,7 @@ class _Quantiser:
         self.squared_norm += norm
         self.quantised_parameters += weight_NK.numel()
         self.quantised_bytes += packed.nbytes + scale.nbytes
+        self.scales += scale.numel()
         self.layers.append(
             LayerReport(
                 name=layer,
@@ -109,11 +112,17 @@ class _Quantiser:
             )
         )
 
+    def _resident_bytes(self, element_bytes: int) -> int:
+        """Half a byte a weight, scale and offset in 16 bit each, the rest in the engine's dtype."""
+        rest = self.parameters - self.quantised_parameters
+        return self.quantised_parameters // 2 + 4 * self.scales + element_bytes * rest
+
     def report(self, source: Checkpoint, written: int) -> QuantReport:
         return QuantReport(
             recipe=self.recipe,
             bytes_before=source.weight_bytes(),
             bytes_after=written,
+            resident_bytes={"float32": self._resident_bytes(4), "bfloat16": self._resident_bytes(2)},
             parameters=self.parameters,
             quantised_parameters=self.quantised_parameters,
             bits_per_quantised_weight=8 * self.quantised_bytes / self.quantised_parameters,

@@ -23,13 +23,17 @@ WEIGHT_TYPES = (scalar_types.uint4b8, scalar_types.uint4)
 ACTIVATION_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def stock_operator_exists() -> bool:
+    """Whether the extension vLLM loaded on this CPU has its INT4 operator; the one for AVX2 has not."""
+    return hasattr(torch.ops._C, "cpu_gemm_wna16")
+
+
 def stock_serves(activation: torch.dtype) -> bool:
-    """Whether vLLM's own CPU kernel runs: its operator is compiled for AVX-512 alone, for 16-bit types alone.
+    """Whether vLLM's own CPU kernel runs: where its operator exists, with 16-bit activations.
 
     Its `can_implement` checks neither, so that the first forward pass would fail.
     """
-    compiled = hasattr(torch.ops._C, "cpu_gemm_wna16")
-    return compiled and activation in (torch.bfloat16, torch.float16)
+    return stock_operator_exists() and activation in (torch.bfloat16, torch.float16)
 
 
 class AerieW4A16LinearKernel(MPLinearKernel):

@@ -30,13 +30,15 @@ def unsupported(outputs: int, inputs: int, group_size: int) -> str | None:
     return None
 
 
-def _few_rows(x_MK: torch.Tensor, words_NB: torch.Tensor, scales_GN2: torch.Tensor) -> torch.Tensor:
+def few_rows(x_MK: torch.Tensor, words_NB: torch.Tensor, scales_GN2: torch.Tensor) -> torch.Tensor:
+    """The route that reads 4 bits a weight: bfloat16 x [M, K] to bfloat16 [M, N]."""
     group_size = x_MK.shape[1] // scales_GN2.shape[0]
     y_MN: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x_MK, words_NB, group_size, scales_GN2)
     return y_MN
 
 
-def _many_rows(x_MK: torch.Tensor, words_NB: torch.Tensor, scales_GN2: torch.Tensor, block: int) -> torch.Tensor:
+def many_rows(x_MK: torch.Tensor, words_NB: torch.Tensor, scales_GN2: torch.Tensor, block: int) -> torch.Tensor:
+    """The route through float32 tiles: bfloat16 x [M, K] to bfloat16 [M, N]; `block` from `block_rows`."""
     outputs = words_NB.shape[0]
     x_MK = x_MK.float()
     y_MN = torch.empty(x_MK.shape[0], outputs, dtype=torch.bfloat16)
@@ -51,9 +53,9 @@ def _linear(x_MK: torch.Tensor, words_NB: torch.Tensor, scales_GN2: torch.Tensor
     dense_from = dense_from_rows()
     block = block_rows(words_NB.shape[0])
     if block is None or dense_from is None or x_MK.shape[0] < dense_from:
-        y_MN = _few_rows(rounded_MK, words_NB, scales_GN2)
+        y_MN = few_rows(rounded_MK, words_NB, scales_GN2)
     else:
-        y_MN = _many_rows(rounded_MK, words_NB, scales_GN2, block)
+        y_MN = many_rows(rounded_MK, words_NB, scales_GN2, block)
     return y_MN.to(x_MK.dtype)
 
 

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny Qwen3 with random weights on disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+SaveModel = Callable[..., Path]
+
+
+@pytest.fixture
+def save_model(tmp_path: Path) -> SaveModel:
+    """Write a model and return its folder; keywords change its config, `shard` its largest file."""
+
+    def save(dtype: torch.dtype = torch.bfloat16, shard: str = "1GB", **changes: object) -> Path:
+        torch.manual_seed(0)
+        settings: dict[str, object] = {
+            "hidden_size": 64,
+            "intermediate_size": 192,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "vocab_size": 96,
+            "tie_word_embeddings": True,
+        }
+        model = Qwen3ForCausalLM(Qwen3Config(**(settings | changes))).to(dtype)
+        folder = tmp_path / "model"
+        model.save_pretrained(folder, max_shard_size=shard)
+        (folder / "tokenizer.json").write_text("{}")
+        (folder / "optimizer.pt").write_text("left behind")
+        return folder
+
+    return save

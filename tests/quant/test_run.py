@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint to INT4 and back: values, files, sizes, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from aerie.quant.dequantise import dequantise_checkpoint, load_dequantised
+from aerie.quant.errors import (
+    AlreadyQuantisedError,
+    NotACheckpointError,
+    NotQuantisedError,
+    OutputError,
+    QuantError,
+    ShapeError,
+)
+from aerie.quant.methods.rtn import round_to_nearest
+from aerie.quant.recipe import QuantRecipe
+from aerie.quant.report import QuantReport
+from aerie.quant.run import quantise
+
+RECIPE = QuantRecipe(group_size=32)
+LINEAR = "model.layers.1.mlp.down_proj"
+LINEARS = 14  # seven a layer
+SaveModel = Callable[..., Path]
+
+
+def test_dequantised_weights_are_the_rounded_ones(save_model: SaveModel, tmp_path: Path) -> None:
+    model, out = save_model(), tmp_path / "int4"
+    report = quantise(model, out, RECIPE)
+    before, after = load_file(model / "model.safetensors"), load_dequantised(out).state_dict()
+    assert len(report.layers) == LINEARS
+    for layer in report.layers:
+        q, scale = round_to_nearest(before[f"{layer.name}.weight"], 32, "mse")
+        expected = q.float() * scale.float().repeat_interleave(32, dim=1)
+        assert torch.equal(after[f"{layer.name}.weight"], expected)
+        assert layer.relative_error < 0.12
+    rest = [name for name in before if name.removesuffix(".weight") not in {layer.name for layer in report.layers}]
+    assert "model.embed_tokens.weight" in rest
+    for name in rest:
+        assert torch.equal(after[name], before[name].float())
+
+
+def test_transformers_reads_the_same_values(save_model: SaveModel, tmp_path: Path) -> None:
+    """An independent reader of the format: transformers through the compressed-tensors library."""
+    quantise(save_model(), tmp_path / "int4", RECIPE)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "int4", dtype=torch.float32)
+    ours = load_dequantised(tmp_path / "int4")
+    tokens = torch.arange(12).reshape(1, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, ours(tokens).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_files_config_and_report(save_model: SaveModel, tmp_path: Path) -> None:
+    model, out = save_model(), tmp_path / "int4"
+    report = quantise(model, out, RECIPE)
+    assert {path.name for path in out.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert not (out / "optimizer.pt").exists()
+    config = json.loads((out / "config.json").read_text())
+    assert config["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] == 32
+    assert config["quantization_config"]["ignore"] == list(RECIPE.ignore)
+    assert QuantReport.model_validate_json((out / "quant_report.json").read_text()) == report
+    assert report.bytes_after == (out / "model.safetensors").stat().st_size < report.bytes_before
+    assert report.bits_per_quantised_weight == 4.5  # a bfloat16 scale for 32 weights
+    assert set(report.provenance) == {"commit", "versions", "arguments", "seeds", "inputs", "machine"}
+
+
+def test_heads_stay_16_bit_tied_or_not(save_model: SaveModel, tmp_path: Path) -> None:
+    quantise(save_model(tie_word_embeddings=False), tmp_path / "int4", RECIPE)
+    tensors = load_file(tmp_path / "int4/model.safetensors")
+    assert tensors["lm_head.weight"].dtype == tensors["model.embed_tokens.weight"].dtype == torch.bfloat16
+    assert tensors[f"{LINEAR}.weight_packed"].shape == (64, 192 // 8)
+
+
+def test_float32_source_and_shards(save_model: SaveModel, tmp_path: Path) -> None:
+    model = save_model(dtype=torch.float32, shard="100KB")
+    quantise(model, tmp_path / "int4", RECIPE)
+    index = json.loads((tmp_path / "int4/model.safetensors.index.json").read_text())["weight_map"]
+    assert len(set(index.values())) > 1
+    for name, shard in index.items():
+        assert name in load_file(tmp_path / "int4" / shard)
+    assert json.loads((tmp_path / "int4/config.json").read_text())["dtype"] == "bfloat16"
+    assert load_dequantised(tmp_path / "int4").state_dict()[f"{LINEAR}.weight"].shape == (64, 192)
+
+
+def test_ignored_layers_stay(save_model: SaveModel, tmp_path: Path) -> None:
+    recipe = QuantRecipe(group_size=32, ignore=("lm_head", r"re:.*\.down_proj", "model.layers.0.self_attn.q_proj"))
+    report = quantise(save_model(), tmp_path / "int4", recipe)
+    names = {layer.name for layer in report.layers}
+    assert len(names) == LINEARS - 3
+    assert LINEAR not in names
+
+
+def test_same_input_same_bytes(save_model: SaveModel, tmp_path: Path) -> None:
+    model = save_model()
+    quantise(model, tmp_path / "first", RECIPE)
+    quantise(model, tmp_path / "second", RECIPE)
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
+    assert first == second
+
+
+def test_dequantised_checkpoint_is_plain(save_model: SaveModel, tmp_path: Path) -> None:
+    quantise(save_model(), tmp_path / "int4", RECIPE)
+    dequantise_checkpoint(tmp_path / "int4", tmp_path / "plain")
+    assert "quantization_config" not in json.loads((tmp_path / "plain/config.json").read_text())
+    plain = load_file(tmp_path / "plain/model.safetensors")
+    expected = load_dequantised(tmp_path / "int4").state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in plain.items())
+    assert (tmp_path / "plain/tokenizer.json").is_file()
+
+
+def test_progress_counts_down(save_model: SaveModel, tmp_path: Path) -> None:
+    seen: list[int] = []
+    quantise(save_model(), tmp_path / "int4", RECIPE, seen.append)
+    assert seen == list(range(LINEARS, -1, -1))
+
+
+def test_refuses_what_is_no_checkpoint(save_model: SaveModel, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotACheckpointError, match=r"no config\.json"):
+        quantise(tmp_path / "empty", tmp_path / "int4")
+    model = save_model()
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(NotACheckpointError, match="whole safetensors"):
+        quantise(model, tmp_path / "int4")
+    weights.unlink()
+    with pytest.raises(NotACheckpointError, match=r"model\.safetensors missing"):
+        quantise(model, tmp_path / "int4")
+    assert not (tmp_path / "int4").exists()
+
+
+def test_refuses_to_quantise_twice(save_model: SaveModel, tmp_path: Path) -> None:
+    quantise(save_model(), tmp_path / "int4", RECIPE)
+    with pytest.raises(AlreadyQuantisedError, match="quantization_config"):
+        quantise(tmp_path / "int4", tmp_path / "again", RECIPE)
+
+
+def test_names_the_option_when_groups_do_not_fit(save_model: SaveModel, tmp_path: Path) -> None:
+    model = save_model(intermediate_size=96)
+    with pytest.raises(ShapeError, match=r"group_size: model\.layers\.0\.mlp\.down_proj has 96 inputs.*group_size: 32"):
+        quantise(model, tmp_path / "int4", QuantRecipe(group_size=64))
+
+
+def test_refuses_outputs_that_would_overwrite(save_model: SaveModel, tmp_path: Path) -> None:
+    model = save_model()
+    with pytest.raises(OutputError, match="own folder"):
+        quantise(model, model, RECIPE)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").write_text("keep me")
+    with pytest.raises(OutputError, match="not written by"):
+        quantise(model, tmp_path / "mine", RECIPE)
+    assert (tmp_path / "mine/letter.txt").is_file()
+    quantise(model, tmp_path / "int4", RECIPE)
+    quantise(model, tmp_path / "int4", RECIPE)  # its own result it may replace
+
+
+def test_nothing_is_left_of_a_failure(save_model: SaveModel, tmp_path: Path) -> None:
+    model = save_model()
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.self_attn.q_proj.weight"] = torch.full((64, 64), float("nan")).bfloat16()
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(QuantError, match=r"model\.layers\.1\.self_attn\.q_proj.*not finite"):
+        quantise(model, tmp_path / "int4", RECIPE)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_refuses_to_dequantise_what_is_not_int4(save_model: SaveModel, tmp_path: Path) -> None:
+    with pytest.raises(NotQuantisedError, match="aerie quantize"):
+        load_dequantised(save_model())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("group_size: 48", "group_size"), ("bitz: 4", "bitz"), ("symmetric: false", "symmetric"), ("[", "not YAML")],
+)
+def test_recipe_files_name_the_option(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(QuantError, match=message):
+        QuantRecipe.from_yaml(path)
+    path.write_text("")
+    assert QuantRecipe.from_yaml(path) == QuantRecipe()
+    with pytest.raises(QuantError, match="cannot be read"):
+        QuantRecipe.from_yaml(tmp_path / "missing.yaml")
