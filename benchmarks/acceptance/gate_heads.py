@@ -35,12 +35,15 @@ def main(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the heads.")],
     recipe: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Recipe they share.")] = RECIPE,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds for each gate: 0, 1, ...")] = 3,
+    gate: Annotated[list[str] | None, typer.Option(help="Only this gate; repeat it. [default: all]")] = None,
 ) -> None:
     """Train every gate with every seed."""
     shared = DraftRecipe.read(recipe)
     for seed in range(seeds):
-        for gate in GATES:
-            chosen = variant(shared, gate, seed, out)
+        for kind in GATES:
+            if gate and kind not in gate:
+                continue
+            chosen = variant(shared, kind, seed, out)
             if not chosen.output.exists():
                 run_recipe(chosen)
             typer.echo(chosen.output)
