@@ -12,6 +12,7 @@ from aerie.quant.errors import QuantError
 
 CHOICE_VARIABLE = "AERIE_CPU_INT4"
 Choice = Literal["auto", "aerie", "stock"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def kernel_choice() -> Choice:
@@ -45,8 +46,12 @@ def register() -> None:
         kernels.insert(0, AerieW4A16LinearKernel)
 
 
-def serving_kernel_name(dtype: Literal["float32", "bfloat16", "float16"] = "float32", group_size: int = 64) -> str:
-    """The kernel that will serve INT4 layers with activations of `dtype` on this machine, by asking vLLM.
+def serving_kernel_name(dtype: Dtype | None = None, group_size: int = 64) -> str:
+    """The kernel that will serve INT4 layers on this machine, by asking vLLM.
+
+    Args:
+        dtype: of the activations; None means float32 on a CPU and bfloat16 elsewhere.
+        group_size: weights that share a scale.
 
     Raises:
         ValueError: no kernel can; the message lists vLLM's reasons.
@@ -58,12 +63,13 @@ def serving_kernel_name(dtype: Literal["float32", "bfloat16", "float16"] = "floa
 
     current_platform.import_kernels()
     register()
+    chosen = dtype or ("float32" if current_platform.is_cpu() else "bfloat16")
     shape = (4096, 4096)
     layer = MPLinearLayerConfig(
         full_weight_shape=shape,
         partition_weight_shape=shape,
         weight_type=scalar_types.uint4b8,
-        act_type=getattr(torch, dtype),
+        act_type=getattr(torch, chosen),
         group_size=group_size,
         zero_points=False,
     )

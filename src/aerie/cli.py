@@ -188,9 +188,9 @@ def train_draft(recipe: Recipe) -> None:
 def quantize(model: Path, out: Path, recipe: OptionalRecipe = None) -> None:
     """Write the INT4 twin of the 16-bit checkpoint MODEL to the folder OUT."""
     from aerie.quant.recipe import QuantRecipe
-    from aerie.quant.run import quantise
+    from aerie.quant.run import quantise_with_progress
 
     chosen = QuantRecipe() if recipe is None else QuantRecipe.from_yaml(recipe)
-    report = quantise(model, out, chosen)
+    report = quantise_with_progress(model, out, chosen)
     sizes = f"{report.bytes_before / 1e6:.1f} MB became {report.bytes_after / 1e6:.1f} MB ({report.ratio:.0%})"
     print(f"{out}: {sizes}, relative error of the weights {report.relative_error:.4f}")

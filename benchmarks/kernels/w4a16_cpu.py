@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""INT4 linear layers on a CPU: `python -m aerie.benchmarks.kernels.w4a16_cpu --out FILE`.
+
+Compares torch's INT4 operator, float32 tiles made from the same weights, dense float32 and bfloat16, and vLLM's own
+kernel, on each instruction set this machine can run. docs/decisions/0004-int4-on-cpu.md is decided by it, and
+`kernels/w4a16_cpu/tuning.py` holds what it finds.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+
+from pydantic import JsonValue
+
+from aerie.benchmarks import options
+from aerie.benchmarks.errors import BenchmarkError
+from aerie.benchmarks.results_file import Provenance, ResultFile, Run
+from aerie.kernels.w4a16_cpu.tuning import DENSE_FROM_ROWS
+
+NAME = "kernels/w4a16_cpu"
+SWEEP = "aerie.benchmarks.kernels.w4a16_cpu_sweep"
+# oneDNN and MKL choose for themselves; without these they would run AVX-512 inside an AVX2 measurement.
+LIMITS = {
+    "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "AVX512": {"ATEN_CPU_CAPABILITY": "avx512"},
+}
+Record = dict[str, JsonValue]
+
+
+def sweep(isa: str) -> list[Record]:
+    """Run the sweep in a process limited to an instruction set."""
+    environment = os.environ | LIMITS[isa] | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", SWEEP], env=environment, stdout=subprocess.PIPE, text=True, check=False
+    )
+    records: list[Record] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode != 0 or not records:
+        raise BenchmarkError(f"the sweep on {isa} ended with status {done.returncode}")
+    return records
+
+
+def _time(record: Record, way: str) -> float:
+    value = record[way]
+    if not isinstance(value, int | float):
+        raise BenchmarkError(f"{way} is not a time: {value}")
+    return float(value)
+
+
+def figures(records: Iterable[Record]) -> dict[str, float]:
+    """How much faster than dense float32 the route is that `tuning.py` chooses; above 1 INT4 wins."""
+    found: dict[str, float] = {}
+    for record in records:
+        isa = str(record["isa"])
+        if "vllm_float32" in record:
+            found["vllm_serves_float32"] = float(record["vllm_float32"] == "runs")
+            continue
+        way = "many_rows" if _time(record, "rows") >= DENSE_FROM_ROWS[isa] else "few_rows"
+        layer = f"{isa.lower()}_{record['outputs']}x{record['inputs']}_m{record['rows']}"
+        found[f"{layer}_speedup_over_float32"] = round(_time(record, "float32") / _time(record, way), 3)
+    return found
+
+
+def main(out: options.Out) -> None:
+    """Time a linear layer in every form it can be served in."""
+    import torch
+
+    isas = [isa for isa in LIMITS if isa == "AVX2" or torch.cpu.get_capabilities().get("avx512_f", False)]
+    records = [record for isa in isas for record in sweep(isa)]
+    arguments: dict[str, object] = {"instruction_sets": isas, "threads": 1, "unit": "microseconds of processor time"}
+    result = ResultFile(
+        provenance=Provenance.now(arguments, [0]),
+        runs=[Run(benchmark=NAME, measured=record) for record in records],
+        figures=figures(records),
+    )
+    result.write(out)
+    options.show(result.figures)
+
+
+if __name__ == "__main__":
+    options.run(main)
