@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aerie.artefacts import write_json
-from aerie.trainer.draft.recipe import Capture, RecipeError
+from aerie.trainer.draft.recipe import Capture
 from aerie.trainer.draft.regenerate import Answered
 from aerie.trainer.draft.target import Teacher, load_target
+from aerie.trainer.recipe import RecipeError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -89,7 +89,7 @@ def training_time_test(head: Eagle3Head, teacher: Teacher, batch: Batch, steps: 
     ids_V = head.target_ids_V
     with torch.no_grad():
         # Once for all steps: step s of row r has the teacher of row r + s.
-        p_BRV = teacher.logits(batch.final_BRH, ids_V).softmax(-1)
+        p_BRV = teacher.logits(batch.final_BRH, ids_V).float().softmax(-1)
         draftable_BR = head.t2d[batch.choices_BR] if head.config.maps_vocabulary else batch.row_mask_BR
     hidden_BLH = head.fuse(batch.aux_BLA)
     state = head.unroll(batch.next_ids_BL, hidden_BLH, batch.rows_BR, steps)
@@ -98,7 +98,7 @@ def training_time_test(head: Eagle3Head, teacher: Teacher, batch: Batch, steps: 
     for s in range(steps):
         normed, hidden = head.step(s, hidden, state)
         chained_BR = chained(batch.rows_BR, batch.row_mask_BR, s)
-        weight_BR = (chained_BR & draftable_BR).to(p_BRV.dtype)
+        weight_BR = (chained_BR & draftable_BR).float()
         weight_BR = weight_BR * (decay**s / weight_BR.sum().clamp(min=1))
         part, predicted = soft_cross_entropy(
             shifted(normed, s).flatten(0, 1), head.lm_head.weight, p_BRV.flatten(0, 1), weight_BR.flatten()

@@ -3,7 +3,8 @@
 
 import json
 
-from aerie.trainer.draft.recipe import ClinicPrompts, JsonlPrompts, RecipeError
+from aerie.trainer.draft.recipe import ClinicPrompts, JsonlPrompts
+from aerie.trainer.recipe import RecipeError
 
 Chat = list[dict[str, str]]
 

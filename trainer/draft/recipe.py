@@ -2,22 +2,12 @@
 """What a draft head is trained on and how: one frozen schema, read from YAML."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from aerie.draft_models.contract import GateKind
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be obeyed; the text names the option and the fix."""
-
-
-class Schema(BaseModel):
-    """Frozen, and refuses what it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from aerie.trainer.recipe import Schema
 
 
 class ClinicPrompts(Schema):
@@ -119,14 +109,3 @@ class DraftRecipe(Schema):
     capture: Capture = Capture()
     head: Head = Head()
     training: Training = Training()
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read YAML; relative paths are taken from the working directory. Raises RecipeError."""
-        try:
-            return cls.model_validate(yaml.safe_load(path.read_text()))
-        except (OSError, yaml.YAMLError) as error:
-            raise RecipeError(f"recipe {path}: {error}") from error
-        except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-            raise RecipeError(f"recipe {path}: {faults}") from error

@@ -13,7 +13,8 @@ from typing import Any
 
 from aerie.artefacts import write_atomic
 from aerie.trainer.draft.prompts import Chat
-from aerie.trainer.draft.recipe import Answers, RecipeError
+from aerie.trainer.draft.recipe import Answers
+from aerie.trainer.recipe import RecipeError
 
 
 @dataclass(frozen=True)

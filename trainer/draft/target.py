@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from aerie.trainer.draft.recipe import RecipeError
+from aerie.trainer.recipe import RecipeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -4,15 +4,12 @@
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from aerie.trainer.recipe import Schema
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelShape(_Part):
+class ModelShape(Schema):
     """A dense Qwen3, deep and thin so that target and draft cost relate as in a real model."""
 
     vocab_size: int = Field(4096, ge=300)
@@ -26,7 +23,7 @@ class ModelShape(_Part):
     rope_theta: float = 10_000.0
 
 
-class Corpus(_Part):
+class Corpus(Schema):
     """How many of the clinic's dialogues to train and validate on."""
 
     documents: int = Field(gt=0)
@@ -34,7 +31,7 @@ class Corpus(_Part):
     seed: int = 0
 
 
-class Optimisation(_Part):
+class Optimisation(Schema):
     """AdamW with a cosine schedule. Batches hold documents of similar length."""
 
     documents_per_step: int = Field(gt=0)
@@ -51,7 +48,7 @@ class Optimisation(_Part):
     save_steps: int = Field(250, gt=0)
 
 
-class MainRecipe(_Part):
+class MainRecipe(Schema):
     """A main model from nothing: corpus, tokenizer, model, optimisation."""
 
     output: Path
@@ -59,8 +56,3 @@ class MainRecipe(_Part):
     shape: ModelShape = ModelShape()
     corpus: Corpus
     optimisation: Optimisation
-
-    @classmethod
-    def read(cls, path: Path) -> "MainRecipe":
-        """Read and check a recipe; pydantic's error names the field that is wrong."""
-        return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))

@@ -17,11 +17,12 @@ from aerie.trainer.draft.evaluate import evaluate, walk
 from aerie.trainer.draft.initial import GATE, initial_head
 from aerie.trainer.draft.loop import TrainingError, schedule, train
 from aerie.trainer.draft.prompts import load_prompts
-from aerie.trainer.draft.recipe import DraftRecipe, Head, JsonlPrompts, RecipeError, Training
+from aerie.trainer.draft.recipe import DraftRecipe, Head, JsonlPrompts, Training
 from aerie.trainer.draft.regenerate import read_answers
 from aerie.trainer.draft.run import head_config, prepare, run, run_recipe
 from aerie.trainer.draft.stages import target_hashes
 from aerie.trainer.draft.target import Teacher, load_target
+from aerie.trainer.recipe import RecipeError
 
 
 class Bench:

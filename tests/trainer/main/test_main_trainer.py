@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from aerie.trainer.clinic.corpus import dialogues
@@ -13,6 +12,7 @@ from aerie.trainer.main.data import IGNORED, LENGTH_MULTIPLE, RightPadding, enco
 from aerie.trainer.main.recipe import MainRecipe
 from aerie.trainer.main.run import run
 from aerie.trainer.main.tokenizer import train_tokenizer
+from aerie.trainer.recipe import RecipeError
 
 VOCABULARY, CONTEXT = 1024, 2048
 RECIPE = {
@@ -91,5 +91,5 @@ def test_training_writes_a_checkpoint_that_loads_and_says_where_it_comes_from(tm
 def test_a_recipe_names_the_field_that_is_wrong(tmp_path: Path) -> None:
     path = _recipe(tmp_path, epochs=1)
     path.write_text(path.read_text() + "learning_speed: 3\n")
-    with pytest.raises(ValidationError, match="learning_speed"):
+    with pytest.raises(RecipeError, match="learning_speed"):
         MainRecipe.read(path)
