@@ -20,12 +20,12 @@ RECIPE = REPOSITORY / "trainer/recipes/clinic-draft.yaml"
 GATES: tuple[GateKind, ...] = ("elementwise", "headwise", "none")
 
 
-def variant(recipe: DraftRecipe, gate: GateKind, seed: int, out: Path) -> DraftRecipe:
-    """The recipe with another gate and seed, written to `out/GATE-SEED`."""
+def variant(recipe: DraftRecipe, gate: GateKind, seed: int, epochs: int, out: Path) -> DraftRecipe:
+    """The recipe with another gate, seed and length, written to `out/GATE-SEED`."""
     return recipe.model_copy(
         update={
             "head": recipe.head.model_copy(update={"gate": gate}),
-            "training": recipe.training.model_copy(update={"seed": seed}),
+            "training": recipe.training.model_copy(update={"seed": seed, "epochs": epochs}),
             "output": out / f"{gate}-{seed}",
         }
     )
@@ -35,6 +35,7 @@ def main(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the heads.")],
     recipe: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Recipe they share.")] = RECIPE,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds for each gate: 0, 1, ...")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Half of the shipped head's: nine heads take their time.")] = 3,
     gate: Annotated[list[str] | None, typer.Option(help="Only this gate; repeat it. [default: all]")] = None,
 ) -> None:
     """Train every gate with every seed."""
@@ -43,7 +44,7 @@ def main(
         for kind in GATES:
             if gate and kind not in gate:
                 continue
-            chosen = variant(shared, kind, seed, out)
+            chosen = variant(shared, kind, seed, epochs, out)
             if not chosen.output.exists():
                 run_recipe(chosen)
             typer.echo(chosen.output)
