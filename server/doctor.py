@@ -32,7 +32,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at everything. An examination that itself fails becomes a finding."""
     findings = [Finding("aerie", "ok", f"{aerie.__version__} on Python {platform.python_version()}")]
-    for examination in (_versions, _device, _plugin, _engine, _demo):
+    for examination in (versions, machine, plugin, kernels, demo):
         findings += _safely(examination)
     return findings
 
@@ -41,7 +41,7 @@ def _safely(examination: Callable[[], Iterator[Finding]]) -> list[Finding]:
     try:
         return list(examination())
     except Exception as error:  # a broken installation raises anything at all, and doctor is there to say so
-        topic = examination.__name__.strip("_")
+        topic = examination.__name__
         return [Finding(topic, "missing", f"{type(error).__name__}: {error}", "reinstall with `make setup`")]
 
 
@@ -70,32 +70,35 @@ def show(findings: list[Finding], *, as_json: bool) -> int:
     return int(bool(missing))
 
 
-def _versions() -> Iterator[Finding]:
-    installed = {name: version for name in READ_AGAINST if (version := _version(name)) is not None}
-    if not installed:
+def versions() -> Iterator[Finding]:
+    """Whether what is installed is what this was read against."""
+    builds = {name: version for name in READ_AGAINST if (version := installed(name)) is not None}
+    if not builds:
         yield Finding("vllm", "missing", "not installed", "run `make setup`")
-    for name, version in installed.items():
+    for name, version in builds.items():
         if version == READ_AGAINST[name]:
             yield Finding("vllm", "ok", f"{name} {version}")
         else:
             text = f"{name} {version}, but this Aerie was read against {READ_AGAINST[name]}"
             yield Finding("vllm", "missing", text, f"pip install {name}=={READ_AGAINST[name]}")
     for name in ("torch", "transformers", "compressed-tensors", "safetensors"):
-        version = _version(name)
+        version = installed(name)
         if version is None:
             yield Finding(name, "missing", "not installed", "run `make setup`")
         else:
             yield Finding(name, "ok", version)
 
 
-def _version(name: str) -> str | None:
+def installed(name: str) -> str | None:
+    """The version of a distribution."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _device() -> Iterator[Finding]:
+def machine() -> Iterator[Finding]:
+    """The device, and on a CPU what it computes in hardware."""
     import torch
 
     if device() == "cuda":
@@ -113,7 +116,8 @@ def _device() -> Iterator[Finding]:
     yield Finding("isa", "ok", f"{torch.backends.cpu.get_cpu_capability()}{amx}; {dtype}; serving in float32")
 
 
-def _plugin() -> Iterator[Finding]:
+def plugin() -> Iterator[Finding]:
+    """Whether vLLM will load our plugin in each of its processes."""
     names = {entry.name for entry in metadata.entry_points(group="vllm.general_plugins")}
     allowed = os.environ.get("VLLM_PLUGINS")
     if "aerie" not in names:
@@ -126,7 +130,8 @@ def _plugin() -> Iterator[Finding]:
         yield Finding("plugin", "ok", "gated Eagle-3 heads are registered with vLLM")
 
 
-def _engine() -> Iterator[Finding]:
+def kernels() -> Iterator[Finding]:
+    """What serves INT4 layers, which model runner, and what is off on this device."""
     from aerie.quant.vllm_linear import serving_kernel_name
 
     yield Finding("int4 kernel", "ok", serving_kernel_name())
@@ -148,7 +153,8 @@ def _off_on_cpu() -> Iterator[Finding]:
         yield Finding("INT4 mixture of experts", "off", "vLLM's CPU kernel for it needs AMX")
 
 
-def _demo() -> Iterator[Finding]:
+def demo() -> Iterator[Finding]:
+    """Whether the shipped demo is whole."""
     from aerie.draft_models.checkpoint import verify_draft
 
     home = demo_home()

@@ -11,6 +11,7 @@ import logging
 import math
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 
 import uvicorn
@@ -24,6 +25,7 @@ from aerie.server.plan import Plan, make_plan
 from aerie.server.readiness import Readiness, Stage
 from aerie.server.settings import ServeSettings
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WATCH_SECONDS = 0.25
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ def run(settings: ServeSettings) -> None:
         BadOption: the settings cannot be served; no engine was started.
         EngineFailed: the engine did not start, or died.
     """
+    for number in STOP_SIGNALS:
+        signal.signal(number, _end)
     plan = make_plan(settings)
     checks.check(plan)
     listener = checks.listen(settings.host, settings.port)
@@ -52,7 +56,7 @@ def run(settings: ServeSettings) -> None:
         with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
             runner.run(serve(plan, listener, engine.load))
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         listener.close()
         end_children()
@@ -67,9 +71,11 @@ async def serve(plan: Plan, listener: socket.socket, load: Load) -> None:
     readiness = Readiness()
     server = Server(uvicorn_config(plan, readiness))
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, _on_signal, stop, server)
     http = asyncio.create_task(server.serve(sockets=[listener]))
+    while not (server.started or http.done()):  # stopped before it has started, uvicorn leaves the port open
+        await asyncio.sleep(0.01)
     try:
         loaded = await _load(Loader(load, plan, readiness), readiness, stop)
         if loaded is not None:
@@ -96,6 +102,11 @@ def uvicorn_config(plan: Plan, readiness: Readiness) -> uvicorn.Config:
         lifespan="off",
         server_header=False,
     )
+
+
+def _end(number: int, frame: object) -> None:
+    """A signal before the event loop listens to it."""
+    sys.exit(0)
 
 
 def _on_signal(stop: asyncio.Event, server: Server) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +23,7 @@ from aerie.draft_models.contract import GateKind
 
 pytestmark = pytest.mark.engine
 
+AERIE = (sys.executable, "-P", "-m", "aerie")
 DRAFT_TOKENS = 3
 TOKENS = 24
 READY_SECONDS = 900  # a loaded machine; an idle one with two cores takes less than 90
@@ -74,7 +76,7 @@ def start(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         log = tmp_path_factory.mktemp("server") / "log"
-        command = ["aerie", "serve", "--model", str(tiny_target), "--port", str(port), "--kv-cache-memory", "64MiB"]
+        command = [*AERIE, "serve", "--model", str(tiny_target), "--port", str(port), "--kv-cache-memory", "64MiB"]
         environ = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
         with log.open("wb") as output:
             process = subprocess.Popen(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from aerie.artefacts import REPOSITORY
 from aerie.server.reference import markdown, rewrite, rows
 from aerie.server.settings import fields
 
+AERIE = (sys.executable, "-P", "-m", "aerie")
 PAGE = REPOSITORY / "docs" / "operations.md"
 
 
@@ -26,7 +28,7 @@ def test_the_page_is_up_to_date() -> None:
 def test_help_shows_every_option_whole_with_its_variable_and_default(tmp_path: Path, columns: str) -> None:
     environ = {**os.environ, "COLUMNS": columns, "NO_COLOR": "1"}
     page = subprocess.run(
-        ["aerie", "serve", "--help"], capture_output=True, text=True, check=True, cwd=tmp_path, env=environ
+        [*AERIE, "serve", "--help"], capture_output=True, text=True, check=True, cwd=tmp_path, env=environ
     ).stdout
     words = " ".join(page.split())
     for row in rows():

@@ -4,6 +4,7 @@
 import json
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from aerie.server.errors import BadOption
 from aerie.server.plan import make_plan
 from aerie.server.settings import ServeSettings
 
+AERIE = (sys.executable, "-P", "-m", "aerie")
 FITTING = DraftConfig(
     hidden_size=64,
     intermediate_size=128,
@@ -133,7 +135,7 @@ def test_an_address_that_is_not_ours() -> None:
     ],
 )
 def test_the_process_says_it_in_one_line_and_exits_with_2(tmp_path: Path, arguments: list[str], line: str) -> None:
-    done = subprocess.run(["aerie", "serve", *arguments], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run([*AERIE, "serve", *arguments], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(line)
