@@ -22,8 +22,10 @@ class Schema(BaseModel):
         """Read YAML; relative paths in it are taken from the working directory. Raises RecipeError."""
         try:
             return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (OSError, yaml.YAMLError) as error:
-            raise RecipeError(f"--recipe {path}: {error}") from error
+        except OSError as error:
+            raise RecipeError(f"--recipe {path}: cannot be read ({error.strerror})") from error
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--recipe {path}: is not YAML ({error})") from error
         except ValidationError as error:
             faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
             raise RecipeError(f"--recipe {path}: {faults}") from error
