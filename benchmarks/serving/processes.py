@@ -19,6 +19,7 @@ from aerie.benchmarks.serving.cpu_time import session_seconds
 
 SERVE = "import sys; from aerie.cli import main; sys.exit(main())"
 READY_PATH = "/readyz"
+READY_TIMEOUT_S = 900.0
 STOP_TIMEOUT_S = 30.0
 
 
@@ -94,7 +95,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def running_server(name: str, command: Sequence[str], port: int, log: Path, timeout_s: float = 300) -> Iterator[Server]:
+def running_server(
+    name: str, command: Sequence[str], port: int, log: Path, timeout_s: float = READY_TIMEOUT_S
+) -> Iterator[Server]:
     """Start `command` in a process group of its own, yield it once it is ready, and leave nothing behind."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
