@@ -8,6 +8,7 @@ of one thread is measured, not the clock: it is the same on a machine that is bu
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -67,7 +68,7 @@ def stock(layer: Layer, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Te
     from vllm.scalar_type import scalar_types
 
     module = torch.nn.Module()
-    module.bias = None
+    module.register_parameter("bias", None)
     module.weight_packed = torch.nn.Parameter(compressed_tensors.pack(layer.q), requires_grad=False)
     module.weight_scale = torch.nn.Parameter(layer.scale.to(dtype), requires_grad=False)
     for name, value in (("input_dim", 1), ("packed_dim", 1)):
@@ -92,8 +93,7 @@ def measure(isa: str) -> Iterator[dict[str, object]]:
             record: dict[str, object] = {"isa": isa, "outputs": outputs, "inputs": inputs, "rows": rows}
             record |= {name: microseconds(call) for name, call in layer.ways(x).items()}
             if native is not None:
-                x_bfloat16 = x.bfloat16()
-                record["vllm_bfloat16"] = microseconds(lambda call=native, x=x_bfloat16: call(x))
+                record["vllm_bfloat16"] = microseconds(partial(native, x.bfloat16()))
             yield record
 
 

@@ -77,7 +77,10 @@ def served(
 
 @pytest.fixture(scope="module")
 def target(tiny_target: Path) -> Qwen3ForCausalLM:
-    return Qwen3ForCausalLM.from_pretrained(tiny_target, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model: Qwen3ForCausalLM = Qwen3ForCausalLM.from_pretrained(
+        tiny_target, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    return model.eval()
 
 
 def test_greedy_output_is_token_identical_without_the_draft(served: Served, undrafted: list[list[int]]) -> None:
@@ -99,7 +102,7 @@ def test_gated_heads_are_ours_and_the_plain_one_is_vllm_s_own(served: Served) ->
 def conditionals(target: Qwen3ForCausalLM, prompt: list[int], outputs: list[list[int]]) -> torch.Tensor:
     """What each sampled token should have been drawn from, given those before it: [samples, tokens, vocabulary]."""
     sequences = torch.tensor([[*prompt, *output] for output in outputs])
-    logits = target(sequences[:, :-1]).logits[:, len(prompt) - 1 :]
+    logits: torch.Tensor = target(sequences[:, :-1]).logits[:, len(prompt) - 1 :]
     return logits.softmax(-1)
 
 

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ def save_model(tmp_path: Path) -> SaveModel:
 
     def save(dtype: torch.dtype = torch.bfloat16, shard: str = "1GB", **changes: object) -> Path:
         torch.manual_seed(0)
-        settings: dict[str, object] = {
+        settings: dict[str, Any] = {
             "hidden_size": 64,
             "intermediate_size": 192,
             "num_hidden_layers": 2,
@@ -27,7 +28,9 @@ def save_model(tmp_path: Path) -> SaveModel:
             "vocab_size": 96,
             "tie_word_embeddings": True,
         }
-        model = Qwen3ForCausalLM(Qwen3Config(**(settings | changes))).to(dtype)
+        settings.update(changes)
+        model = Qwen3ForCausalLM(Qwen3Config(**settings))
+        torch.nn.Module.to(model, dtype)
         folder = tmp_path / "model"
         model.save_pretrained(folder, max_shard_size=shard)
         (folder / "tokenizer.json").write_text("{}")

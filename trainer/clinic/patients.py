@@ -62,7 +62,8 @@ class Patient:
 def disease_split(knowledge: Knowledge) -> dict[str, Split]:
     """The split of every disease: six for validation and six held out, chosen by the hash of their ids."""
     ranked = sorted(knowledge.diseases, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    names: list[Split] = ["validation"] * HELD_OUT_PER_SPLIT + ["held_out"] * HELD_OUT_PER_SPLIT
+    apart: tuple[Split, ...] = ("validation", "held_out")
+    names = [name for name in apart for _ in range(HELD_OUT_PER_SPLIT)]
     split: dict[str, Split] = dict.fromkeys(ranked, "train")
     split.update(zip(ranked, names, strict=False))
     return split

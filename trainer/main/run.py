@@ -124,7 +124,7 @@ def run(recipe_path: Path) -> Path:
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
     perplexity = math.exp(trainer.evaluate()["eval_loss"])
     with output_directory(recipe.output) as staging:
-        model.to(torch.bfloat16)
+        model.bfloat16()
         model.config.use_cache = True
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)

@@ -15,10 +15,11 @@ from aerie.trainer.main.tokenizer import train_tokenizer
 from aerie.trainer.recipe import RecipeError
 
 VOCABULARY, CONTEXT = 1024, 2048
+OPTIMISATION = {"documents_per_step": 4, "learning_rate": 1e-3, "save_steps": 2, "precision": "float32"}
 RECIPE = {
     "corpus": {"documents": 16, "validation_documents": 4},
     "shape": {"layers": 2, "hidden_size": 64, "intermediate_size": 64, "vocab_size": VOCABULARY},
-    "optimisation": {"documents_per_step": 4, "learning_rate": 1e-3, "save_steps": 2, "precision": "float32"},
+    "optimisation": OPTIMISATION,
 }
 
 
@@ -71,7 +72,7 @@ def test_padding_is_ignored_and_on_the_right() -> None:
 
 def _recipe(folder: Path, epochs: float) -> Path:
     text = {**RECIPE, "output": str(folder / "main")}
-    text["optimisation"] = {**RECIPE["optimisation"], "epochs": epochs}
+    text["optimisation"] = OPTIMISATION | {"epochs": epochs}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(text))
     return path
