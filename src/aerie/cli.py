@@ -117,7 +117,7 @@ class ServeCommand(TyperCommand):
         for group, options in itertools.groupby(listed, key=lambda entry: entry[0]):
             table = Table.grid(padding=(0, 2, 0, 2))
             table.add_column(no_wrap=True, style="bold cyan", min_width=26)
-            table.add_column()
+            table.add_column(overflow="fold")
             for _, usage, text, note in options:
                 table.add_row(Text(usage), Text.assemble(text, "\n" if note else "", (note, "dim")))
             console.print(group, style="bold")
