@@ -74,10 +74,11 @@ def _with_vllm(target: Path, prompts: list[list[int]], answers: Answers, tempera
         SamplingParams(temperature=temperature, max_tokens=answers.max_tokens, seed=answers.seed + index)
         for index in range(len(prompts))
     ]
-    outputs = engine.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompts], sampling)
-    generated = [list(output.outputs[0].token_ids) for output in outputs]
-    engine.llm_engine.engine_core.shutdown()
-    return generated
+    try:
+        outputs = engine.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompts], sampling)
+    finally:
+        engine.llm_engine.engine_core.shutdown()
+    return [list(output.outputs[0].token_ids) for output in outputs]
 
 
 def _with_transformers(target: Path, prompts: list[list[int]], answers: Answers, temperature: float) -> list[list[int]]:

@@ -14,9 +14,10 @@ def _inputs(rows: int, keys: int, diagonal: int) -> tuple[list[Tensor], Tensor]:
     generator = torch.Generator().manual_seed(rows * 100 + keys + diagonal)
     batch, groups, size = 2, 3, 8
     shapes = [(rows, size), (keys, size), (keys, size), (rows, diagonal, size), (rows, diagonal, size)]
-    tensors = [torch.randn(batch, groups, *shape, generator=generator).requires_grad_() for shape in shapes]
+    tensors = [torch.randn((batch, groups, *shape), generator=generator).requires_grad_() for shape in shapes]
     last_seen = torch.randint(0, keys, (batch, 1, rows, 1), generator=generator)
-    bias = torch.zeros(batch, 1, rows, keys).masked_fill_(torch.arange(keys) > last_seen, float("-inf"))
+    unseen = torch.arange(keys) > last_seen
+    bias = torch.zeros(unseen.shape).masked_fill_(unseen, float("-inf"))
     return tensors, bias
 
 
@@ -26,7 +27,8 @@ def test_flash_equals_the_reference(rows: int, keys: int, diagonal: int) -> None
     weight = torch.randn(2, 3, rows, 8, generator=torch.Generator().manual_seed(0))
     results = []
     for attention in (joint_attention, joint_attention_reference):
-        out = attention(*tensors, bias)
+        arguments = [*tensors, bias]
+        out = attention(*arguments)
         results.append([out, *torch.autograd.grad((out * weight).sum(), tensors)])
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, atol=TOLERANCE, rtol=1e-5)

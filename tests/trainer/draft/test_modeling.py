@@ -81,7 +81,7 @@ def test_training_time_test_equals_the_engines_chain(
 def test_the_equations(tiny_config: MakeConfig, gate: GateKind) -> None:
     config: DraftConfig = tiny_config(gate)
     head = _head(config)
-    w = {name: tensor.detach() for name, tensor in head.state_dict().items()}
+    w: dict[str, Tensor] = {name: tensor.detach() for name, tensor in head.state_dict().items()}
     next_ids, aux = _sequence(config)
 
     def rms(x: Tensor, name: str) -> Tensor:

@@ -22,6 +22,7 @@ from aerie.trainer.draft.regenerate import read_answers
 from aerie.trainer.draft.run import head_config, prepare, run, run_recipe
 from aerie.trainer.draft.stages import target_hashes
 from aerie.trainer.draft.target import Teacher, load_target
+from aerie.trainer.draft.vocab import choose
 from aerie.trainer.recipe import RecipeError
 
 
@@ -39,7 +40,8 @@ class Bench:
     def head(self, gate: GateKind, seed: int = 0) -> Eagle3Head:
         settings = Head(gate=gate, draft_vocab_size=96)
         config = head_config(settings, read_description(self.folder), None)
-        return initial_head(config, self.teacher, torch.arange(96), seed)
+        counts = self.data.token_counts(config.vocab_size, supervised_only=True)
+        return initial_head(config, self.teacher, choose(counts, counts, 96), seed)
 
     def train(
         self, head: Eagle3Head, checkpoint: Path, stop_after: int | None = None, **changes: object
@@ -121,10 +123,20 @@ def test_a_gated_head_starts_as_a_plain_one(bench: Bench, gate: GateKind, tmp_pa
 def test_it_learns(bench: Bench, tmp_path: Path) -> None:
     head = bench.head("elementwise")
     before = evaluate(head, bench.teacher, bench.data, 3, 0.8, 64)
-    bench.train(head, tmp_path / "learn.pt", epochs=6)
+    bench.train(head, tmp_path / "learn.pt", epochs=12)
     after = evaluate(head, bench.teacher, bench.data, 3, 0.8, 64)
     assert after.loss < 0.9 * before.loss
     assert after.accuracy_S[0] > before.accuracy_S[0] + 0.1
+
+
+def test_bfloat16_products_learn_the_same(bench: Bench, tmp_path: Path) -> None:
+    lengths = []
+    for precision in ("float32", "bfloat16"):
+        head = bench.head("elementwise")
+        bench.train(head, tmp_path / f"{precision}.pt", precision=precision)
+        assert head.fc.weight.dtype == torch.float32
+        lengths.append(evaluate(head, bench.teacher, bench.data, 3, 0.8, 64).loss)
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.02)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_training(bench: Bench, tmp_path: Path) -> None:
