@@ -92,7 +92,7 @@ def merge(parts: Mapping[str, ResultFile]) -> ResultFile:
     commits = {one.commit for one in provenances.values()}
     return ResultFile(
         provenance=Provenance(
-            commit=commits.pop() if len(commits) == 1 else artefacts.source_commit(),
+            commit="+".join(sorted(commits)),
             versions=_same("versions", {name: one.versions for name, one in provenances.items()}),
             arguments={name: one.arguments for name, one in provenances.items()},
             seeds=sorted({seed for one in provenances.values() for seed in one.seeds}),
