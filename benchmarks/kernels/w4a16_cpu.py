@@ -41,24 +41,27 @@ def sweep(isa: str) -> list[Record]:
     return records
 
 
-def _time(record: Record, way: str) -> float:
+def _number(record: Record, way: str) -> float:
     value = record[way]
     if not isinstance(value, int | float):
-        raise BenchmarkError(f"{way} is not a time: {value}")
+        raise BenchmarkError(f"{way} is not a number: {value}")
     return float(value)
 
 
 def figures(records: Iterable[Record]) -> dict[str, float]:
-    """How much faster than dense float32 the route is that `tuning.py` chooses; above 1 INT4 wins."""
+    """How much faster than dense float32 the route is that `tuning.py` chooses (above 1 INT4 wins), and errors."""
     found: dict[str, float] = {}
     for record in records:
+        for way in ("few_rows_error", "vllm_bfloat16_error"):
+            if way in record:
+                found[f"largest_{way}"] = round(max(_number(record, way), found.get(f"largest_{way}", 0.0)), 5)
         isa = str(record["isa"])
         if "vllm_float32" in record:
             found["vllm_serves_float32"] = float(record["vllm_float32"] == "runs")
             continue
-        way = "many_rows" if _time(record, "rows") >= DENSE_FROM_ROWS[isa] else "few_rows"
+        way = "many_rows" if _number(record, "rows") >= DENSE_FROM_ROWS[isa] else "few_rows"
         layer = f"{isa.lower()}_{record['outputs']}x{record['inputs']}_m{record['rows']}"
-        found[f"{layer}_speedup_over_float32"] = round(_time(record, "float32") / _time(record, way), 3)
+        found[f"{layer}_speedup_over_float32"] = round(_number(record, "float32") / _number(record, way), 3)
     return found
 
 

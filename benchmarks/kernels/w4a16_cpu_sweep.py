@@ -17,6 +17,7 @@ from aerie.quant.formats import compressed_tensors
 
 SHAPES = ((512, 256), (2048, 1024), (4096, 4096))
 ROWS = (1, 5, 8, 16, 40, 128, 256, 512)
+VERIFICATION_ROWS = 5  # one request with four drafted tokens
 GROUP_SIZE = 64
 REPEATS, SLOW_REPEATS, SLOW_S = 15, 3, 0.05
 
@@ -44,6 +45,11 @@ class Layer:
         self.weight = compressed_tensors.dequantise(compressed_tensors.pack(self.q), self.scale)
         self.weight_bfloat16 = self.weight.bfloat16()
         self.block = pack.block_rows(outputs)
+
+    def error(self, x: torch.Tensor, y: torch.Tensor) -> float:
+        """Frobenius norm of y - x W^T over that of x W^T, in float64 from the unrounded x."""
+        exact = x.double() @ self.weight.double().T
+        return float((y.double() - exact).norm() / exact.norm())
 
     def ways(self, x: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
         """The calls to time; x is float32 [M, K], which is what the engine would hand over."""
@@ -84,7 +90,7 @@ def stock(layer: Layer, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Te
 
 
 def measure(isa: str) -> Iterator[dict[str, object]]:
-    """One record a shape and number of rows, times in microseconds; vLLM's kernel on the native set only."""
+    """One record a shape and number of rows, times in microseconds; vLLM's kernel where it has its operator."""
     for outputs, inputs in SHAPES:
         layer = Layer(outputs, inputs)
         native = stock(layer, torch.bfloat16) if isa == "AVX512" else None

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
@@ -27,13 +27,13 @@ def pretend_avx2() -> None:
     found = dict(torch.cpu.get_capabilities())
     lacking = {name: False for name in found if name.startswith(("avx512", "amx", "avx10", "avx_"))}
     limited = MappingProxyType({**found, **lacking})
-    torch.cpu.get_capabilities = lambda: limited
+    setattr(torch.cpu, "get_capabilities", lambda: limited)  # noqa: B010 (its type is that of a cached function)
 
 
-def serve(model: str, dtype: str, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
-    """Greedy tokens, their log-probabilities, and the bytes of the model's parameters by name."""
+def serve(model: str, dtype: Literal["float32", "bfloat16"], prompts: list[list[int]], tokens: int) -> dict[str, Any]:
+    """Greedy tokens, the log-probabilities of each step's best, and the bytes of the model's parameters by name."""
     import torch
-    from vllm import LLM, SamplingParams
+    from vllm import LLM, SamplingParams, TokensPrompt
 
     llm = LLM(
         model,
@@ -45,18 +45,20 @@ def serve(model: str, dtype: str, prompts: list[list[int]], tokens: int) -> dict
         skip_tokenizer_init=True,
         seed=0,
     )
-    sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=1)
-    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling)
+    sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=5)
+    outputs = llm.generate([TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], sampling)
     completions = [output.outputs[0] for output in outputs]
     return {
         "tokens": [list(completion.token_ids) for completion in completions],
         "logprobs": [
-            [step[token].logprob for step, token in zip(completion.logprobs, completion.token_ids, strict=True)]
+            [{token: entry.logprob for token, entry in step.items()} for step in completion.logprobs]
             for completion in completions
         ],
         "bytes": llm.apply_model(lambda module: {name: p.nbytes for name, p in module.named_parameters()})[0],
         "kernels": llm.apply_model(
-            lambda module: sorted({type(m.scheme.kernel).__name__ for m in module.modules() if hasattr(m, "scheme")})
+            lambda module: sorted(
+                {type(s.kernel).__name__ for m in module.modules() if (s := getattr(m, "scheme", None))}
+            )
         )[0],
         "isa": torch.backends.cpu.get_cpu_capability(),
         "stock_operator": hasattr(torch.ops._C, "cpu_gemm_wna16"),

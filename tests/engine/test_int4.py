@@ -2,8 +2,8 @@
 """An INT4 checkpoint served by vLLM through our kernel against the model it stands for, dequantised, in float32.
 
 Tolerance: each linear layer rounds its activation and its result to bfloat16 (2^-9 relative each); over the four layers
-of the model here, logits of a spread of about 2 move by less than 0.1. A greedy token may then differ from the
-reference's only where the reference's two best are closer than that.
+of the model here that moves a log-probability by less than 0.1. Its two best tokens are always much farther apart, so
+that the greedy tokens must be the same.
 """
 
 import json
@@ -40,10 +40,8 @@ class Case:
     prompts: list[list[int]]
 
 
-@pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    folder = tmp_path_factory.mktemp("int4")
-    torch.manual_seed(0)
+def _decisive_model() -> Qwen3ForCausalLM:
+    """Random weights, but each token has a likely successor that the layers blur: random logits are all near ties."""
     config = Qwen3Config(
         hidden_size=128,
         intermediate_size=256,
@@ -52,11 +50,25 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
         num_key_value_heads=2,
         head_dim=32,
         vocab_size=VOCAB,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         max_position_embeddings=256,
-        initializer_range=0.1,  # the default gives logits so flat that every token is a near tie
+        initializer_range=0.1,
     )
-    Qwen3ForCausalLM(config).bfloat16().save_pretrained(folder / "main")
+    model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        embeddings = model.model.embed_tokens.weight.mul_(10)
+        model.lm_head.weight.copy_(0.06 * embeddings[torch.randperm(VOCAB)])
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(0.35)
+            layer.mlp.down_proj.weight.mul_(0.35)
+    return model
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = tmp_path_factory.mktemp("int4")
+    torch.manual_seed(0)
+    _decisive_model().bfloat16().save_pretrained(folder / "main")
     report = quantise(folder / "main", folder / "int4", QuantRecipe(group_size=64))
     prompts = [torch.randint(0, VOCAB, (length,)).tolist() for length in PROMPT_LENGTHS]
     return Case(folder / "int4", report, prompts)
@@ -89,18 +101,16 @@ def serve(case: Case, tmp_path: Path) -> Serve:
 def assert_equals_dequantised(case: Case, served: dict[str, Any]) -> None:
     """Served tokens are the reference's greedy ones; log-probabilities are the reference's, teacher-forced."""
     reference = load_dequantised(case.model)
-    different = 0
     for prompt, tokens, logprobs in zip(case.prompts, served["tokens"], served["logprobs"], strict=True):
         with torch.no_grad():
             logits = reference(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
         expected = logits.log_softmax(-1)
-        chosen = torch.tensor(tokens)
-        of_chosen = expected.gather(1, chosen.unsqueeze(1)).squeeze(1)
-        torch.testing.assert_close(torch.tensor(logprobs), of_chosen, rtol=0, atol=LOGPROB_TOLERANCE)
-        assert ((expected.amax(-1) - of_chosen) < LOGPROB_TOLERANCE).all()
-        different += int((expected.argmax(-1) != chosen).sum())
-        assert len(set(tokens)) > 3, "the model repeats itself, which proves little"
-    assert different <= len(case.prompts) * TOKENS // 50
+        best = expected.topk(2).values
+        assert ((best[:, 0] - best[:, 1]) > 2 * LOGPROB_TOLERANCE).all(), "a near tie: the model is not decisive"
+        assert tokens == expected.argmax(-1).tolist()
+        for step, found in enumerate(logprobs):
+            for token, logprob in found.items():
+                assert logprob == pytest.approx(float(expected[step, int(token)]), abs=LOGPROB_TOLERANCE)
 
 
 def assert_resident_size(case: Case, served: dict[str, Any]) -> None:
