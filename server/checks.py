@@ -21,10 +21,18 @@ def check(plan: Plan) -> None:
     Raises:
         BadOption: what does not fit, and what would.
     """
+    check_plugin()
     check_length(plan)
     check_parallel(plan)
     if plan.draft is not None:
         check_draft(plan, plan.draft)
+
+
+def check_plugin() -> None:
+    """`VLLM_PLUGINS` is one list for all plugins; one that leaves ours out would leave gated heads unknown."""
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and "aerie" not in allowed.split(","):
+        raise BadOption("VLLM_PLUGINS", f"{allowed!r} leaves out aerie", "add aerie to it, or unset it")
 
 
 def check_length(plan: Plan) -> None:

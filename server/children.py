@@ -2,8 +2,18 @@
 """Processes below this one: the engine core, its workers, and whatever they started."""
 
 import contextlib
+import ctypes
+import sys
 
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent dies, so that a killed engine core leaves no worker behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def children() -> list[psutil.Process]:

@@ -10,6 +10,7 @@ loop, where AsyncLLM defers its tasks, and `VllmEngine.open_api` finishes on the
 
 import importlib
 import json
+import logging
 import os
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 ARGUMENT_MODULES = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.common.cli_args")
+SHUTDOWN_SECONDS = 5.0
+"""An engine core and its worker take about two seconds to go; what is slower is killed."""
 
 
 class VllmEngine:
@@ -61,7 +64,9 @@ class VllmEngine:
 
     def shut_down(self) -> None:
         """Stop the engine core and its workers; returns when they are gone."""
-        self.client.shutdown(timeout=0)
+        # What follows is on purpose; vLLM's account of an engine that went away would only alarm.
+        logging.getLogger("vllm").setLevel(logging.CRITICAL + 1)
+        self.client.shutdown(timeout=SHUTDOWN_SECONDS)
 
 
 def set_environment(plan: Plan) -> None:
@@ -81,8 +86,10 @@ def load(plan: Plan, advance: Callable[[Stage], None]) -> VllmEngine:
     advance(Stage.IMPORTING)
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
+    from vllm.utils.system_utils import set_ulimit
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    set_ulimit()
     arguments = parse_arguments(plan)
     advance(Stage.CONFIGURING)
     engine_arguments = AsyncEngineArgs.from_cli_args(arguments)

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from multiprocessing import resource_tracker
 from typing import Protocol
 
 from starlette.types import ASGIApp
@@ -58,6 +59,8 @@ class Loader(threading.Thread):
 
     def run(self) -> None:
         """Load. Processes started here inherit a blocked SIGINT, so Ctrl-C reaches the server alone."""
+        # Started before the mask is set: whoever starts it first finds both signals unblocked again.
+        resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._engine = self._load(self._plan, self._advance)

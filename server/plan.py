@@ -37,6 +37,11 @@ class Plan:
     enforce_eager: bool
     kv_cache_bytes: int | None
 
+    def __str__(self) -> str:
+        """What is served, in one line of the log."""
+        drafting = "no draft" if self.draft is None else f"{self.settings.draft_tokens} tokens a step from {self.draft}"
+        return f"{self.served_model_name} from {self.model}, {drafting}, {self.dtype} on {self.device}"
+
 
 def demo_home() -> Path:
     """The folder of the shipped demo: below `AERIE_HOME` when that is set, else in the checkout."""

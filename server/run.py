@@ -9,6 +9,7 @@ import contextlib
 import copy
 import logging
 import math
+import os
 import signal
 import socket
 import sys
@@ -18,12 +19,13 @@ import uvicorn
 
 from aerie.server import checks, engine
 from aerie.server.app import create_app
-from aerie.server.children import end_children
+from aerie.server.children import adopt_orphans, end_children
 from aerie.server.errors import EngineFailed
 from aerie.server.loader import Engine, Load, Loader
 from aerie.server.plan import Plan, make_plan
 from aerie.server.readiness import Readiness, Stage
 from aerie.server.settings import ServeSettings
+from aerie.server.sources import misspelt
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WATCH_SECONDS = 0.25
@@ -52,6 +54,7 @@ def run(settings: ServeSettings) -> None:
     checks.check(plan)
     listener = checks.listen(settings.host, settings.port)
     engine.set_environment(plan)
+    adopt_orphans()
     try:
         with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
             runner.run(serve(plan, listener, engine.load))
@@ -70,6 +73,9 @@ async def serve(plan: Plan, listener: socket.socket, load: Load) -> None:
     """
     readiness = Readiness()
     server = Server(uvicorn_config(plan, readiness))
+    log.info("%s", plan)
+    for remark in misspelt(os.environ):
+        log.warning("%s", remark)
     stop = asyncio.Event()
     for number in STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, _on_signal, stop, server)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from aerie.server.errors import BadOption
-from aerie.server.settings import ServeSettings, choices, fields, flag, is_boolean, variable
+from aerie.server.settings import ENV_PREFIX, ServeSettings, choices, fields, flag, is_boolean, variable
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None = None) -> ServeSettings:
@@ -39,6 +39,17 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], config: Path |
         else:
             source = f"{name} in {config}"
         raise BadOption(source, f"{merged[name]!r} is not accepted", fix(name, fields()[name])) from None
+
+
+def misspelt(environ: Mapping[str, str]) -> list[str]:
+    """Remarks on variables that look like one of ours. Not refused: a cluster may set `AERIE_SERVICE_HOST` and such."""
+    known = [variable(name) for name in fields()]
+    remarks = []
+    for name in sorted(environ):
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        if name.startswith(ENV_PREFIX) and name not in known and close:
+            remarks.append(f"{name} is no option; did you mean {close[0]}?")
+    return remarks
 
 
 def read_yaml(config: Path) -> dict[str, Any]:

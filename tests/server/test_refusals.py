@@ -112,6 +112,12 @@ def test_devices_that_do_not_divide_the_heads(make_checkpoint: MakeCheckpoint) -
     assert line == "--tensor-parallel-size: 3 does not divide 4 heads; choose a divisor of 4"
 
 
+def test_a_list_of_plugins_without_ours(monkeypatch: pytest.MonkeyPatch, make_checkpoint: MakeCheckpoint) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    line = refusal(model=str(make_checkpoint()))
+    assert line == "VLLM_PLUGINS: 'other' leaves out aerie; add aerie to it, or unset it"
+
+
 def test_a_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

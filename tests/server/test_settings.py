@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from aerie.server.errors import BadOption
 from aerie.server.settings import ServeSettings, fields, flag, variable
-from aerie.server.sources import load
+from aerie.server.sources import load, misspelt
 
 YAML, ENVIRONMENT, FLAG = 2, 3, 5
 
@@ -89,6 +89,11 @@ def test_a_bad_value_is_refused_with_the_name_of_its_source_and_the_fix(name: st
             load(*arguments)
         assert refused.value.option == source
         assert refused.value.fix.startswith(fix)
+
+
+def test_a_misspelt_variable_is_remarked_on() -> None:
+    environ = {"AERIE_DRAFT_TOKEN": "3", "AERIE_SERVICE_HOST": "10.0.0.1", "AERIE_DRAFT": "none", "HOME": "/"}
+    assert misspelt(environ) == ["AERIE_DRAFT_TOKEN is no option; did you mean AERIE_DRAFT_TOKENS?"]
 
 
 def test_a_missing_file_is_refused() -> None:
