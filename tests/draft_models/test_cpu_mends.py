@@ -11,16 +11,23 @@ UNTOUCHED = -7
 DTYPES = (torch.float32, torch.int32, torch.int64)
 
 
-def fresh_copy_of_stock() -> ModuleType:
-    """vLLM's module as installed, not the one in use, which the plugin may have mended."""
-    from vllm.utils import cpu_triton_utils
-
-    spec = importlib.util.spec_from_file_location("stock_cpu_triton_utils", str(cpu_triton_utils.__file__))
+def stock(module: ModuleType) -> ModuleType:
+    """A fresh copy of a module of vLLM as installed; the one in use may have been mended."""
+    spec = importlib.util.spec_from_file_location(f"stock_{module.__name__.rsplit('.', 1)[1]}", str(module.__file__))
     assert spec is not None
     assert spec.loader is not None
-    stock = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(stock)
-    return stock
+    fresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fresh)
+    return fresh
+
+
+@pytest.fixture
+def cpu_kernels() -> None:
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        pytest.skip("the C++ operators are in the CPU build only")
+    current_platform.import_kernels()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -38,34 +45,59 @@ def test_expand_keeps_fractions_and_takes_no_tokens() -> None:
     cpu_mends.expand(torch.zeros(0), torch.tensor([0.7]), torch.tensor([0]), replace_from=0, replace_to=0)
 
 
-def test_the_mend_covers_exactly_the_versions_with_the_fault() -> None:
+@pytest.mark.usefixtures("cpu_kernels")
+def test_expand_is_mended_in_exactly_the_versions_with_the_fault() -> None:
     """Fails when the installed vLLM no longer has the fault, or has it and is not listed: then edit AFFECTED."""
     import vllm
-    from vllm.platforms import current_platform
+    from vllm.utils import cpu_triton_utils
 
-    if not current_platform.is_cpu():
-        pytest.skip("the C++ operator is in the CPU build only")
-    current_platform.import_kernels()
     output = torch.full((3,), float(UNTOUCHED))
-    fresh_copy_of_stock()._expand_kernel_impl(output, torch.tensor([0.5, 2.0]), torch.tensor([1, 3]), 0, 1)
+    stock(cpu_triton_utils)._expand_kernel_impl(output, torch.tensor([0.5, 2.0]), torch.tensor([1, 3]), 0, 1)
     faulty = output.tolist() != [0.5, 2.0, 2.0]
-    assert cpu_mends.affected(vllm.__version__) == faulty
+    assert cpu_mends.affected("expand", vllm.__version__) == faulty
+
+
+@pytest.mark.usefixtures("cpu_kernels")
+def test_top_k_is_mended_in_exactly_the_versions_with_the_fault() -> None:
+    import vllm
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    try:
+        stock(topk_topp_sampler).apply_top_k_only(torch.empty(0, 8), torch.empty(0, dtype=torch.int32))
+        faulty = False
+    except RuntimeError:
+        faulty = True
+    assert cpu_mends.affected("top_k", vllm.__version__) == faulty
+
+
+@pytest.mark.usefixtures("cpu_kernels")
+def test_mended_top_k_takes_no_tokens_and_masks_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    monkeypatch.setattr(topk_topp_sampler, "apply_top_k_only", stock(topk_topp_sampler).apply_top_k_only)
+    cpu_mends.mend_top_k()
+    mended = topk_topp_sampler.apply_top_k_only
+    cpu_mends.mend_top_k()
+    assert topk_topp_sampler.apply_top_k_only is mended
+    assert mended(torch.empty(0, 8), torch.empty(0, dtype=torch.int32)).shape == (0, 8)
+    masked = mended(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([2], dtype=torch.int32))
+    assert masked.tolist() == [[float("-inf"), 3.0, 2.0]]
 
 
 def test_versions_are_compared_by_release() -> None:
-    assert cpu_mends.affected("0.32.0+cpu")
-    assert cpu_mends.affected("0.33.1")
-    assert not cpu_mends.affected("0.34.0")
+    assert cpu_mends.affected("expand", "0.32.0+cpu")
+    assert cpu_mends.affected("expand", "0.33.1")
+    assert not cpu_mends.affected("expand", "0.34.0")
 
 
 def test_apply_replaces_what_the_platform_registers(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.utils import cpu_triton_utils
 
     monkeypatch.setattr(cpu_triton_utils, "_expand_kernel_impl", None)
-    monkeypatch.setattr(cpu_mends, "affected", lambda version: False)
+    monkeypatch.setattr(cpu_mends, "affected", lambda mend, version: False)
     cpu_mends.apply()
     assert cpu_triton_utils._expand_kernel_impl is None
-    monkeypatch.setattr(cpu_mends, "affected", lambda version: True)
+    monkeypatch.setattr(cpu_mends, "affected", lambda mend, version: mend == "expand")
     cpu_mends.apply()
     cpu_mends.apply()
     assert cpu_triton_utils._expand_kernel_impl is cpu_mends.expand

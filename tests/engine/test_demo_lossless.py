@@ -18,7 +18,7 @@ DEMO = REPOSITORY / "checkpoints" / "clinic-demo"
 PROMPTS, SEED, NEW_TOKENS = 64, 20260, 128
 CONTEXT = 2048
 
-pytestmark = [pytest.mark.engine, pytest.mark.skipif(not DEMO.exists(), reason="the demo's checkpoints are not here")]
+pytestmark = pytest.mark.engine
 
 
 def answers(engine: AbstractContextManager["LLM"], conversations: Any) -> list[list[int]]:  # noqa: ANN401 -- vLLM's
