@@ -84,7 +84,8 @@ def merge(parts: Mapping[str, ResultFile]) -> ResultFile:
     """One file with the runs and figures of all parts; raises ResultsError when they do not belong together.
 
     Parts belong together when they ran on the same machine with the same versions on the same inputs. They may come
-    from different commits (a result is often the only change between them): each part's own provenance is kept.
+    from different commits (a result is often the only change between them): all are named, joined by `+`, and each
+    part's own provenance is kept.
     """
     if not parts:
         raise ResultsError("nothing to merge")

@@ -61,7 +61,7 @@ def statistics_text(told: Transcript) -> Text:
     counts = told.acceptance
     text = Text.assemble(
         (f"{len(told.tokens)} tokens in {counts.steps + 1} steps of the main model", "bold"),
-        f" · mean acceptance length {counts.length:.2f} · {counts.rate:.0%} of drafted tokens accepted\n",
+        f" · mean acceptance length {counts.length:.2f} · {counts.rate:.0%} of drafts accepted\n",
     )
     for accepted, count in enumerate(counts.histogram):
         bar = "█" * round(40 * count / max(counts.histogram))
@@ -69,24 +69,26 @@ def statistics_text(told: Transcript) -> Text:
     return text
 
 
-def speed_text(results: ResultFile) -> Text:
-    """The measured speed-up, of the committed run."""
+def measured_text(results: ResultFile) -> Text:
+    """The committed figures over many prompts, since one answer is an anecdote."""
     figures = results.figures
-    speedup, spread = figures["speedup_c1"], figures["speedup_c1_std"]
     return Text.assemble(
-        (f"{speedup:.2f}× ± {spread:.2f}", "bold cyan"),
-        " output tokens/s of the same model without the draft, measured",
+        "over held-out consultations: mean acceptance length ",
+        (f"{figures['acceptance_length']:.2f}", "bold cyan"),
+        ", ",
+        (f"{figures['speedup_c1']:.2f}× ± {figures['speedup_c1_std']:.2f}", "bold cyan"),
+        " the output tokens/s of no draft",
     )
 
 
 def draw(model: str, question: str, told: Transcript, results: ResultFile | None) -> str:
     """The terminal as SVG."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(Text("$ make serve", "dim"))
+    console.print(Text("$ aerie serve --speculation-statistics detailed", "dim"))
     console.print(Text.assemble(("you  ", "bold cyan"), question))
     legend = Text.assemble(("■ drafted and accepted", "green"), "   ", ("■ main model", "bold white"))
-    console.print(Panel(answer_text(told), title=model, subtitle=legend, border_style="dim"))
-    parts = [statistics_text(told)] + ([speed_text(results)] if results else [])
+    console.print(Panel(answer_text(told), title=model, subtitle=legend, border_style="bright_black"))
+    parts = [statistics_text(told)] + ([measured_text(results)] if results else [])
     console.print(Group(*parts))
     return console.export_svg(title="aerie", theme=MONOKAI, code_format=FORMAT, unique_id="aerie")
 
@@ -97,7 +99,10 @@ def main(
     question: Annotated[str, typer.Option(help="What to ask.")] = QUESTION,
     max_tokens: options.MaxTokens = 256,
     results: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Result file with `speedup_c1`, to be shown too.")
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Result file with `speedup_c1` and `acceptance_length`, shown too."
+        ),
     ] = None,
 ) -> None:
     """Stream a chat from a running server and draw it."""

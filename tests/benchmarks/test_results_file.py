@@ -80,8 +80,9 @@ def test_merge_keeps_every_run_and_figure_and_each_parts_provenance() -> None:
     assert provenance.parts["quality"].inputs == {"draft/config.json": "11"}
 
 
-def test_a_merged_file_reads_back(tmp_path: Path) -> None:
-    merged = merge({"a": part("a", 1), "b": part("b", 2, commit="def")})
+def test_a_merged_file_names_every_commit_and_reads_back(tmp_path: Path) -> None:
+    merged = merge({"a": part("a", 1, commit="def"), "b": part("b", 2, commit="abc")})
+    assert merged.provenance.commit == "abc+def"
     merged.write(tmp_path / "merged.json")
     assert ResultFile.read(tmp_path / "merged.json") == merged
 

@@ -93,11 +93,12 @@ def test_versions_are_compared_by_release() -> None:
 def test_apply_replaces_what_the_platform_registers(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.utils import cpu_triton_utils
 
-    monkeypatch.setattr(cpu_triton_utils, "_expand_kernel_impl", None)
+    untouched = object()
+    monkeypatch.setattr(cpu_triton_utils, "_expand_kernel_impl", untouched)
     monkeypatch.setattr(cpu_mends, "affected", lambda mend, version: False)
     cpu_mends.apply()
-    assert cpu_triton_utils._expand_kernel_impl is None
+    assert vars(cpu_triton_utils)["_expand_kernel_impl"] is untouched
     monkeypatch.setattr(cpu_mends, "affected", lambda mend, version: mend == "expand")
     cpu_mends.apply()
     cpu_mends.apply()
-    assert cpu_triton_utils._expand_kernel_impl is cpu_mends.expand
+    assert vars(cpu_triton_utils)["_expand_kernel_impl"] is cpu_mends.expand

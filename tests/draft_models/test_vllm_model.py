@@ -12,7 +12,7 @@ HEAD = vllm_model.Eagle3GatedLlamaForCausalLM
 def test_runner_v1_demands_an_instance_of_a_class_it_knows() -> None:
     from vllm.v1.spec_decode import llm_base_proposer
 
-    assert issubclass(HEAD, llm_base_proposer.Eagle3LlamaForCausalLM)
+    assert issubclass(HEAD, vars(llm_base_proposer)["Eagle3LlamaForCausalLM"])
 
 
 def test_runner_v2_demands_these_methods_and_this_forward() -> None:
@@ -25,9 +25,9 @@ def test_runner_v2_demands_these_methods_and_this_forward() -> None:
 def test_both_runners_share_weights_through_flags_of_the_eagle3_interface() -> None:
     from vllm.model_executor.models.interfaces import supports_eagle3
 
+    for flag in ("has_own_lm_head", "has_own_embed_tokens"):
+        assert getattr(HEAD, flag) is False
     assert supports_eagle3(HEAD)
-    assert HEAD.has_own_lm_head is False
-    assert HEAD.has_own_embed_tokens is False
 
 
 def test_the_decoder_carries_what_the_base_class_reads() -> None:

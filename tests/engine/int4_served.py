@@ -51,7 +51,7 @@ def serve(model: str, dtype: Literal["float32", "bfloat16"], prompts: list[list[
     return {
         "tokens": [list(completion.token_ids) for completion in completions],
         "logprobs": [
-            [{token: entry.logprob for token, entry in step.items()} for step in completion.logprobs]
+            [{token: entry.logprob for token, entry in step.items()} for step in completion.logprobs or ()]
             for completion in completions
         ],
         "bytes": llm.apply_model(lambda module: {name: p.nbytes for name, p in module.named_parameters()})[0],

@@ -81,7 +81,8 @@ def target(tiny_target: Path) -> Qwen3ForCausalLM:
     model: Qwen3ForCausalLM = Qwen3ForCausalLM.from_pretrained(
         tiny_target, dtype=torch.float32, attn_implementation="sdpa"
     )
-    return model.eval()
+    model.eval()
+    return model
 
 
 def test_greedy_output_is_token_identical_without_the_draft(served: Served, undrafted: list[list[int]]) -> None:
@@ -175,7 +176,12 @@ def test_greedy_neighbours_of_sampling_requests_are_undisturbed(served: Served, 
     from vllm import SamplingParams
 
     common: dict[str, Any] = {"ignore_eos": True, "detokenize": False, "max_tokens": NEW_TOKENS}
-    others = [{"top_k": 5}, {"top_p": 0.9, "seed": 1}, {"repetition_penalty": 1.2, "logprobs": 2}, {"temperature": 0.3}]
+    others: list[dict[str, Any]] = [
+        {"top_k": 5},
+        {"top_p": 0.9, "seed": 1},
+        {"repetition_penalty": 1.2, "logprobs": 2},
+        {"temperature": 0.3},
+    ]
     prompts: Any = [{"prompt_token_ids": prompt} for prompt in random_prompts(PROMPT_LENGTHS)]
     greedy = SamplingParams(temperature=0, **common)
     sampling = [SamplingParams(**(common | other)) for other in others]

@@ -219,5 +219,5 @@ def test_the_death_of_the_engine_ends_the_process(start: Callable[..., AbstractC
         core = max(psutil.Process(server.process.pid).children(), key=lambda child: child.memory_info().rss)
         core.kill()
         assert server.process.wait(EXIT_SECONDS) == 1, server.log.read_text()
-        assert server.log.read_text().rstrip().endswith("aerie: error: the engine died")
+        assert "aerie: error: the engine died" in server.log.read_text().splitlines()
         assert server.left() == []

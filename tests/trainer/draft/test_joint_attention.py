@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The flash path of the training-time test's attention against its plain twin, values and gradients."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -26,9 +28,9 @@ def test_flash_equals_the_reference(rows: int, keys: int, diagonal: int) -> None
     tensors, bias = _inputs(rows, keys, diagonal)
     weight = torch.randn(2, 3, rows, 8, generator=torch.Generator().manual_seed(0))
     results = []
-    for attention in (joint_attention, joint_attention_reference):
-        arguments = [*tensors, bias]
-        out = attention(*arguments)
+    twins: list[Callable[..., Tensor]] = [joint_attention, joint_attention_reference]
+    for attention in twins:
+        out = attention(*tensors, bias)
         results.append([out, *torch.autograd.grad((out * weight).sum(), tensors)])
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, atol=TOLERANCE, rtol=1e-5)
