@@ -30,19 +30,19 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything. An examination that itself fails becomes a finding."""
-    findings = [Finding("aerie", "ok", f"{aerie.__version__} on Python {platform.python_version()}")]
+    """Look at everything."""
+    found = [Finding("aerie", "ok", f"{aerie.__version__} on Python {platform.python_version()}")]
     for examination in (versions, machine, plugin, kernels, demo):
-        findings += _safely(examination)
-    return findings
+        found += safely(examination)
+    return found
 
 
-def _safely(examination: Callable[[], Iterator[Finding]]) -> list[Finding]:
+def safely(examination: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """The findings of one examination; one that itself fails is a finding."""
     try:
         return list(examination())
     except Exception as error:  # a broken installation raises anything at all, and doctor is there to say so
-        topic = examination.__name__
-        return [Finding(topic, "missing", f"{type(error).__name__}: {error}", "reinstall with `make setup`")]
+        return [Finding(examination.__name__, "missing", f"{type(error).__name__}: {error}", "reinstall: `make setup`")]
 
 
 def show(findings: list[Finding], *, as_json: bool) -> int:

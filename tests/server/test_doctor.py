@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -60,9 +60,9 @@ def test_a_version_we_did_not_read_is_missing_with_the_fix(monkeypatch: pytest.M
     assert (torch.topic, torch.status) == ("torch", "missing")
 
 
-def test_an_examination_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(name: str) -> str:
+def test_an_examination_that_fails_is_a_finding() -> None:
+    def broken() -> Iterator[Finding]:
         raise OSError("broken installation")
 
-    monkeypatch.setattr(doctor, "installed", broken)
-    assert any(finding.text == "OSError: broken installation" for finding in doctor.examine())
+    (finding,) = doctor.safely(broken)
+    assert (finding.status, finding.text) == ("missing", "OSError: broken installation")
