@@ -76,9 +76,8 @@ def _compared(training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _raw(head: Path, gate: GateKind, acceptance: Acceptance) -> dict[str, JsonValue]:
-    return {
-        "head": head.name, "gate": gate, **acceptance.figures(), **acceptance.raw(), "trained": training_of(head)
-    }  # fmt: skip
+    counts = {name: value for name, value in acceptance.raw().items() if name != "histogram_by_request"}
+    return {"head": head.name, "gate": gate, **acceptance.figures(), **counts, "trained": training_of(head)}
 
 
 def main(

@@ -6,6 +6,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from aerie.benchmarks.report.picture import draw
 from aerie.benchmarks.report.transcript import TranscriptError, origins, read_stream, transcript
+from aerie.benchmarks.results_file import Provenance, ResultFile, Run
 
 STATISTICS = {"acceptance_histogram": [1, 0, 1], "num_draft_tokens": 4, "per_step_accepted": [2, 0]}
 
@@ -38,9 +39,13 @@ def test_without_statistics_of_each_step_the_fix_is_named() -> None:
 
 def test_picture_is_svg_that_fetches_nothing() -> None:
     told = transcript(["<think>", "one", " two", " three", "<|im_end|>"], STATISTICS, 1.0)
-    svg = draw("clinic-demo", "Why?", told, None)
+    figures = {"acceptance_length": 2.25, "speedup_c1": 1.5, "speedup_c1_std": 0.125}
+    nowhere = Provenance(commit="abc", versions={}, arguments={}, seeds=[], inputs={}, machine={})
+    results = ResultFile(provenance=nowhere, runs=[Run(benchmark="x", measured={})], figures=figures)
+    svg = draw("clinic-demo", "Why?", told, results)
     ElementTree.fromstring(svg)
     assert "three" in svg
+    assert "2.25" in svg
     assert "im_end" not in svg
     assert "url(http" not in svg
     assert "@font-face" not in svg
