@@ -50,7 +50,9 @@ format: setup ## Format, and mend what the linter can.
 	$(PYTHON) -m ruff format
 
 demo: setup ## Rebuild the shipped checkpoint from nothing: data, main model, INT4, draft head.
-	$(PYTHON) -m aerie.trainer.demo $(ARGS)
+	$(PYTHON) -m aerie.trainer.demo
+	$(PYTHON) -m aerie.benchmarks.acceptance.evaluate --out runs/clinic-demo/acceptance.json
+	$(PYTHON) -m aerie.benchmarks.report.card --results runs/clinic-demo/acceptance.json
 
 # uv only resolves; it does not read pip's configuration, so a folder of wheels that pip knows of is handed on.
 COMPILE = uv pip compile --quiet --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
