@@ -15,9 +15,10 @@ SECTION = re.compile(r"(<!-- figures: begin[^\n]*-->\n).*?(<!-- figures: end -->
 # figure -> what it says, how it is written, and which figure is its spread over seeds or repeats.
 ROWS = {
     "speedup_c1": ("Output tokens per second with the draft, against none (concurrency 1)", "{:.2f}×"),
-    "acceptance_length_gated": ("Mean acceptance length, element-wise gate", "{:.2f}"),
-    "acceptance_length_headwise": ("Mean acceptance length, head-wise gate", "{:.2f}"),
-    "acceptance_length_plain": ("Mean acceptance length, no gate (plain EAGLE-3)", "{:.2f}"),
+    "acceptance_length": ("Mean acceptance length of the shipped draft", "{:.2f}"),
+    "acceptance_length_gated": ("Gates compared, three seeds, short training: element-wise", "{:.2f}"),
+    "acceptance_length_headwise": ("Gates compared: head-wise", "{:.2f}"),
+    "acceptance_length_plain": ("Gates compared: none (plain EAGLE-3)", "{:.2f}"),
     "parse_rate": ("Greedy answers on held-out patients that parse as the expected turn", "{:.1%}"),
 }
 
@@ -32,7 +33,9 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"| {title} | {value}{'' if spread is None else ' ± ' + form.format(spread)} |")
     machine = provenance["machine"]
     where = f"{machine['cpu']}, {machine['cores']} cores, {machine['isa']}"
-    return "\n".join([*lines, "", f"Measured on {where}; commit `{provenance['commit']}`.", ""])
+    return "\n".join(
+        [*lines, "", f"Measured on {where}; commit `{provenance['commit']}`; ± is the standard deviation.", ""]
+    )
 
 
 def rendered(readme: str, result: dict[str, Any]) -> str:
