@@ -100,6 +100,10 @@ def measure(isa: str) -> Iterator[dict[str, object]]:
             record |= {name: microseconds(call) for name, call in layer.ways(x).items()}
             if native is not None:
                 record["vllm_bfloat16"] = microseconds(partial(native, x.bfloat16()))
+            if rows == VERIFICATION_ROWS:
+                record["few_rows_error"] = layer.error(x, layer.ways(x)["few_rows"]())
+                if native is not None:
+                    record["vllm_bfloat16_error"] = layer.error(x, native(x.bfloat16()))
             yield record
 
 
