@@ -42,6 +42,8 @@ class Batch:
     """The target's last residual stream at token i + 1, from which the teacher's prediction of token i + 2 comes."""
     choices_BR: Tensor
     """The target's most likely token there."""
+    drawn_BR: Tensor
+    """The answer's own token there: the same when the answer is greedy."""
 
     @property
     def tokens(self) -> int:
@@ -96,6 +98,7 @@ class Captured:
             row_mask_BR=pad_sequence([torch.ones_like(one, dtype=torch.bool) for one in rows], batch_first=True),
             final_BRH=pad_sequence([one.hidden_states[at + 1, -1].float() for one, at in pairs], batch_first=True),
             choices_BR=pad_sequence([one.choices[at + 1].long() for one, at in pairs], batch_first=True),
+            drawn_BR=pad_sequence([one.token_ids[at + 2].long() for one, at in pairs], batch_first=True),
         )
 
 

@@ -2,6 +2,7 @@
 """The loss against plain PyTorch, and what is and is not supervised."""
 
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from aerie.draft_models.contract import DraftConfig
 from aerie.draft_models.modeling import Eagle3Head
 from aerie.trainer.draft.data import Batch
 from aerie.trainer.draft.initial import initial_head
-from aerie.trainer.draft.loss import chained, shifted, soft_cross_entropy, training_time_test
+from aerie.trainer.draft.loss import Divergence, chained, divergence, row_counts, shifted, training_time_test
 from aerie.trainer.draft.target import Teacher
 
 STEPS, DECAY = 3, 0.8
@@ -38,6 +39,7 @@ def _batch(config: DraftConfig, rows: list[list[int]], length: int, seed: int = 
         row_mask_BR=mask,
         final_BRH=torch.randn(count, widest, config.hidden_size, generator=generator),
         choices_BR=torch.randint(0, config.vocab_size, (count, widest), generator=generator),
+        drawn_BR=torch.randint(0, config.vocab_size, (count, widest), generator=generator),
     )
 
 
@@ -45,20 +47,38 @@ def _new_head(config: DraftConfig, teacher: Teacher) -> Eagle3Head:
     return initial_head(config, teacher, torch.arange(0, config.vocab_size, 2)[: config.draft_vocab_size], seed=0)
 
 
-def test_soft_cross_entropy_equals_pytorch() -> None:
+def _plain(kind: Divergence, z_MV: Tensor, p_MV: Tensor) -> Tensor:
+    cross = F.cross_entropy(z_MV, p_MV, reduction="none")
+    accepted = torch.minimum(z_MV.softmax(-1), p_MV).sum(-1)
+    kl = cross - F.cross_entropy(p_MV.log(), p_MV, reduction="none")
+    mix = torch.exp(-3 * accepted.detach())
+    return {"ce": cross, "tv": 1 - accepted, "lk": -accepted.log(), "lk_hybrid": mix * kl + (1 - mix) * (1 - accepted)}[
+        kind
+    ]
+
+
+@pytest.mark.parametrize("kind", get_args(Divergence))
+def test_a_divergence_and_its_gradients_equal_plain_pytorch(kind: Divergence) -> None:
     generator = torch.Generator().manual_seed(0)
     normed = torch.randn(17, 8, generator=generator, requires_grad=True)
     head = torch.randn(31, 8, generator=generator, requires_grad=True)
     p = torch.randn(17, 31, generator=generator).softmax(-1)
     weight = torch.rand(17, generator=generator)
-    ours, predicted = soft_cross_entropy(normed, head, p, weight)
-    expected = (F.cross_entropy(normed @ head.T, p, reduction="none") * weight).sum()
+    ours, predicted = divergence(normed, head, p, weight, kind)
+    expected = (_plain(kind, normed @ head.T, p) * weight).sum()
     assert predicted.tolist() == (normed @ head.T).argmax(-1).tolist()
     torch.testing.assert_close(ours, expected)
     for mine, theirs in zip(
         torch.autograd.grad(3 * ours, [normed, head]), torch.autograd.grad(3 * expected, [normed, head]), strict=True
     ):
-        torch.testing.assert_close(mine, theirs)
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_a_frozen_output_projection_gets_no_gradient() -> None:
+    normed, head = torch.randn(5, 4, requires_grad=True), torch.randn(7, 4)
+    divergence(normed, head, torch.rand(5, 7).softmax(-1), torch.ones(5))[0].backward()
+    assert normed.grad is not None
+    assert head.grad is None
 
 
 def _naive_loss(head: Eagle3Head, teacher: Teacher, batch: Batch) -> Tensor:
@@ -139,3 +159,34 @@ def test_choices_outside_the_draft_vocabulary_are_not_taught(tiny_config: MakeCo
     outcome = training_time_test(head, teacher, odd, STEPS, DECAY)
     assert outcome.loss.item() == 0
     assert not outcome.hits_SBR.any()
+
+
+def test_parts_of_a_batch_add_up_to_it(tiny_config: MakeConfig) -> None:
+    config: DraftConfig = tiny_config()
+    teacher = _teacher(config)
+    head = _new_head(config, teacher)
+    whole = _batch(config, [[2, 3, 4, 5], [3, 4, 5, 6], [1, 2, 3, 4]], length=9)
+    parts = [Batch(*(getattr(whole, name)[chosen] for name in Batch.__dataclass_fields__)) for chosen in ([0, 2], [1])]
+    counts = sum((row_counts(head, part, STEPS) for part in parts), torch.zeros(STEPS))
+    assert counts.tolist() == row_counts(head, whole, STEPS).tolist()
+    losses = [training_time_test(head, teacher, part, STEPS, DECAY, counts_S=counts).loss for part in parts]
+    torch.testing.assert_close(sum(losses), training_time_test(head, teacher, whole, STEPS, DECAY).loss)
+
+
+def test_on_policy_a_chain_counts_while_the_answer_follows_it(tiny_config: MakeConfig) -> None:
+    config: DraftConfig = tiny_config(draft_vocab_size=60)
+    teacher = _teacher(config)
+    head = initial_head(config, teacher, torch.arange(60), seed=0)
+    batch = _batch(config, [[2, 3, 4]], length=6)
+    first = training_time_test(head, teacher, batch, 1, 1.0).loss
+    never = Batch(**{**batch.__dict__, "drawn_BR": torch.full_like(batch.drawn_BR, -1)})
+    # Nothing is ever accepted: step 0 alone is visited.
+    torch.testing.assert_close(training_time_test(head, teacher, never, STEPS, 1.0, on_policy=True).loss, first)
+    # Greedy answers that the head drafts right: every state is visited.
+    hidden = head.fuse(batch.aux_BLA)
+    state = head.unroll(batch.next_ids_BL, hidden, batch.rows_BR, 1)
+    normed, _ = head.step(0, hidden[:, 2:5], state)
+    drafts = head.logits(normed).argmax(-1)
+    right = Batch(**{**batch.__dict__, "drawn_BR": drafts, "choices_BR": drafts})
+    two = [training_time_test(head, teacher, right, 2, 1.0, on_policy=policy).loss for policy in (True, False)]
+    torch.testing.assert_close(two[0], two[1])
