@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aerie.artefacts import output_directory, sha256_file, write_json
 from aerie.draft_models.contract import (
-    GATED_ARCHITECTURE,
+    GATED_ARCHITECTURES,
     ContractError,
     DraftConfig,
     TargetIdentity,
@@ -93,7 +93,7 @@ def verify_draft(directory: Path, target_dir: Path) -> tuple[str, ...]:
             f"--draft {directory}: aux layer ids {ids} must be distinct, ascending and within the target's {layers} "
             f"layers; {fix}"
         )
-    if (draft.get("architectures") or [None])[0] == GATED_ARCHITECTURE or "num_aux_hidden_states" in draft:
+    if (draft.get("architectures") or [None])[0] in GATED_ARCHITECTURES or "num_aux_hidden_states" in draft:
         try:
             config = DraftConfig.from_hf(draft)
         except ContractError as error:

@@ -7,7 +7,8 @@ The head (Eagle-3, arXiv 2503.01840; gate: arXiv 2602.06570 §5.1, G1 of arXiv 2
 
     hidden = fc(concat(aux hidden states of the target))              first step; later the head's own output
     x      = concat(input_layernorm(embed), hidden_norm(hidden))      [2H]
-    o      = GQA(x Wq, x Wk, x Wv)                                    [heads * head_dim]
+    o      = GQA(x Wq, x Wk, x Wv)                                    [heads * head_dim]; Qwen3's attention (`qk_norm`)
+             normalises each head of x Wq and x Wk, RMSNorm over head_dim, before the rotary embedding
     y      = (o * sigmoid(x Wg)) Wo                                   the gate; absent for gate "none"
     h      = residual + y;  out = h + mlp(post_attention_layernorm(h))
     logits = norm(out) lm_head;  `out` (normed if `norm_output`) is the next step's hidden
@@ -25,9 +26,16 @@ GateKind = Literal["elementwise", "headwise", "none"]
 """One gate value per attention channel, one per query head, or no gate: a plain Eagle-3 head."""
 
 GATED_ARCHITECTURE: Final = "Eagle3GatedLlamaForCausalLM"
+GATED_QWEN3_ARCHITECTURE: Final = "Eagle3GatedQwen3ForCausalLM"
+GATED_ARCHITECTURES: Final = (GATED_ARCHITECTURE, GATED_QWEN3_ARCHITECTURE)
+"""Names under which our plugin registers a gated head; vLLM keeps only names that begin or end with "Eagle3"."""
 PLAIN_ARCHITECTURE: Final = "LlamaForCausalLMEagle3"
-PLAIN_ARCHITECTURES: Final = (PLAIN_ARCHITECTURE, "Eagle3LlamaForCausalLM")
+PLAIN_QWEN3_ARCHITECTURE: Final = "Eagle3Qwen3ForCausalLM"
+PLAIN_ARCHITECTURES: Final = (PLAIN_ARCHITECTURE, "Eagle3LlamaForCausalLM", PLAIN_QWEN3_ARCHITECTURE)
 """Names under which unmodified vLLM knows a plain head."""
+
+# The architecture alone says which attention a head has, for vLLM and for us: no key of ours could contradict it.
+_QK_NORM: Final = (GATED_QWEN3_ARCHITECTURE, PLAIN_QWEN3_ARCHITECTURE)
 
 # What would change the formula above; a configuration that asks for another value is refused, never half obeyed.
 _FIXED: Final[Mapping[str, object]] = {
@@ -40,6 +48,7 @@ _FIXED: Final[Mapping[str, object]] = {
     "parallel_drafting": False,
     "logit_scale": 1.0,
     "rope_scaling": None,
+    "use_sliding_window": False,
 }
 
 
@@ -82,6 +91,8 @@ class DraftConfig(BaseModel):
     rms_norm_eps: float = Field(gt=0)
     rope_theta: float = Field(gt=0)
     max_position_embeddings: int = Field(gt=0)
+    qk_norm: bool = False
+    """Qwen3's attention, with an RMSNorm per head on queries and keys; else Llama's."""
     norm_before_residual: bool = False
     fc_norm: bool = False
     norm_output: bool = False
@@ -112,12 +123,18 @@ class DraftConfig(BaseModel):
         per_head = {"elementwise": self.head_dim, "headwise": 1, "none": 0}[self.gate]
         return self.num_attention_heads * per_head
 
+    @property
+    def architecture(self) -> str:
+        """The name by which vLLM finds the head's class."""
+        llama, qwen3 = (PLAIN_ARCHITECTURE, PLAIN_QWEN3_ARCHITECTURE) if self.gate == "none" else GATED_ARCHITECTURES
+        return qwen3 if self.qk_norm else llama
+
     def to_hf(self) -> dict[str, Any]:
-        """The flat Hugging Face config.json that vLLM, and transformers' LlamaConfig, read."""
-        same = self.model_dump(mode="json", exclude={"aux_hidden_state_layer_ids", "gate", "target"})
+        """The flat Hugging Face config.json that vLLM, and transformers' LlamaConfig or Qwen3Config, read."""
+        same = self.model_dump(mode="json", exclude={"aux_hidden_state_layer_ids", "gate", "qk_norm", "target"})
         config = {
-            "architectures": [PLAIN_ARCHITECTURE if self.gate == "none" else GATED_ARCHITECTURE],
-            "model_type": "llama",
+            "architectures": [self.architecture],
+            "model_type": "qwen3" if self.qk_norm else "llama",
             "num_hidden_layers": 1,
             **same,
             "attention_bias": False,
@@ -137,13 +154,14 @@ class DraftConfig(BaseModel):
     def from_hf(cls, config: Mapping[str, Any]) -> Self:
         """Read a config.json; raises ContractError when it is not of this contract."""
         _refuse_unsupported(config)
-        copied = set(cls.model_fields) - {"aux_hidden_state_layer_ids", "gate", "target", "rope_theta"}
+        copied = set(cls.model_fields) - {"aux_hidden_state_layer_ids", "gate", "qk_norm", "target", "rope_theta"}
         values = {name: config[name] for name in copied if name in config}
         if (ids := config.get("eagle_aux_hidden_state_layer_ids")) is not None:
             values["aux_hidden_state_layer_ids"] = tuple(ids)
         if (theta := (config.get("rope_parameters") or config).get("rope_theta")) is not None:
             values["rope_theta"] = theta
         values |= {"gate": _gate(config), "target": config.get("target_identity")}
+        values["qk_norm"] = config["architectures"][0] in _QK_NORM
         values.setdefault("draft_vocab_size", config.get("vocab_size"))
         values.setdefault("target_hidden_size", config.get("hidden_size"))
         try:
@@ -170,17 +188,17 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
 
 
 def _gate(config: Mapping[str, Any]) -> GateKind:
-    architectures = config.get("architectures") or []
+    architectures = list(config.get("architectures") or [])
     if architectures and architectures[0] in PLAIN_ARCHITECTURES:
         if config.get("attn_output_gate"):
             raise ContractError(f"draft config.json: {architectures[0]} has no gate, but attn_output_gate is true")
         return "none"
-    if architectures != [GATED_ARCHITECTURE]:
-        known = ", ".join((GATED_ARCHITECTURE, *PLAIN_ARCHITECTURES))
+    if len(architectures) != 1 or architectures[0] not in GATED_ARCHITECTURES:
+        known = ", ".join((*GATED_ARCHITECTURES, *PLAIN_ARCHITECTURES))
         raise ContractError(f"draft config.json: architectures is {architectures}; known are {known}")
     if config.get("attn_output_gate") is not True or config.get("gate_activation") != "sigmoid":
         raise ContractError(
-            f"draft config.json: {GATED_ARCHITECTURE} needs attn_output_gate true, gate_activation sigmoid"
+            f"draft config.json: {architectures[0]} needs attn_output_gate true, gate_activation sigmoid"
         )
     granularity = config.get("gate_granularity")
     if granularity not in ("elementwise", "headwise"):
@@ -213,6 +231,8 @@ def tensor_shapes(config: DraftConfig) -> dict[str, tuple[int, ...]]:
     if config.gate != "none":
         # Not "gate_proj": vLLM's and SGLang's loaders rewrite that name into the MLP.
         shapes[f"{attention}.g_proj.weight"] = (config.gate_size, 2 * hidden)
+    if config.qk_norm:
+        shapes |= {f"{attention}.{name}_norm.weight": (config.head_dim,) for name in "qk"}
     if config.fc_norm:
         shapes |= {f"fc_norm.{index}.weight": (config.target_hidden_size,) for index in range(aux_count)}
     if config.maps_vocabulary:

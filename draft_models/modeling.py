@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Eagle-3 head in plain PyTorch: for training, and the reference that the served head is compared with.
 
-The formula is in contract.py; the operations and their order are those of vLLM 0.32's `llama_eagle3.py`. Parameters
-and buffers carry the checkpoint's names, so `state_dict()` is the checkpoint.
+The formula is in contract.py; the operations and their order are those of vLLM 0.32's `llama_eagle3.py`, and with
+Qwen3's attention those of its `qwen3_eagle3.py`. Parameters and buffers carry the checkpoint's names, so
+`state_dict()` is the checkpoint.
 
 Position i of the head receives the target's fused hidden state of token i and the embedding of token i + 1, and
 predicts token i + 2. At step s of a chain it receives its own output of step s - 1 and the embedding of token
@@ -40,6 +41,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(wide, kv_size, bias=False)
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
         self.g_proj = nn.Linear(wide, config.gate_size, bias=False) if config.gate != "none" else None
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
 
     def query_weights(self) -> Tensor:
         """[q + k + v + g, 2H]: what every row that drafts is projected with."""
@@ -150,8 +153,8 @@ class Eagle3Head(nn.Module):
         x_BL2H, residual = self._inputs(next_ids_BL, hidden_BLH)
         length = next_ids_BL.shape[1]
         cos, sin = self.cos_PD[:length, None], self.sin_PD[:length, None]
-        q = rotate(self._heads(attention.q_proj(x_BL2H)), cos, sin).transpose(1, 2)
-        k = rotate(self._heads(attention.k_proj(x_BL2H)), cos, sin).transpose(1, 2)
+        q = self._placed(attention.q_proj(x_BL2H), attention.q_norm, cos, sin).transpose(1, 2)
+        k = self._placed(attention.k_proj(x_BL2H), attention.k_norm, cos, sin).transpose(1, 2)
         v = self._heads(attention.v_proj(x_BL2H)).transpose(1, 2)
         group = config.num_attention_heads // config.num_key_value_heads
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
@@ -182,7 +185,7 @@ class Eagle3Head(nn.Module):
         x_BL2H, _ = self._inputs(next_ids_BL, hidden_BLH)
         length, config = next_ids_BL.shape[1], self.config
         cos, sin = self.cos_PD[:length, None], self.sin_PD[:length, None]
-        keys = rotate(self._heads(attention.k_proj(x_BL2H)), cos, sin).transpose(1, 2)
+        keys = self._placed(attention.k_proj(x_BL2H), attention.k_norm, cos, sin).transpose(1, 2)
         values = self._heads(attention.v_proj(x_BL2H)).to(cos.dtype).transpose(1, 2)
         group = config.num_attention_heads // config.num_key_value_heads
         hidden_keys = torch.arange(length) > rows_BR[:, None, :, None]
@@ -201,7 +204,7 @@ class Eagle3Head(nn.Module):
 
     def step(self, s: int, hidden_BRH: Tensor, state: Unrolled) -> tuple[Tensor, Tensor]:
         """Step `s` of the training-time test, to be called for s = 0, 1, ...: (normed, hidden for step s + 1)."""
-        config, layer = self.config, self.midlayer
+        config, layer, attention = self.config, self.midlayer, self.midlayer.self_attn
         batch, rows, _ = hidden_BRH.shape
         normed = layer.hidden_norm(hidden_BRH)
         residual = normed if config.norm_before_residual else hidden_BRH
@@ -210,9 +213,9 @@ class Eagle3Head(nn.Module):
         q, k, v, gate = projected.split([q_size, kv_size, kv_size, config.gate_size], dim=-1)
         cos, sin = (table[state.positions_BR + s].unsqueeze(2) for table in (self.cos_PD, self.sin_PD))
         if s > 0:
-            state.step_keys.append(self._diagonal(rotate(self._heads(k), cos, sin)))
+            state.step_keys.append(self._diagonal(self._placed(k, attention.k_norm, cos, sin)))
             state.step_values.append(self._diagonal(self._heads(v).to(cos.dtype)))
-        q_BGRD = self._grouped(rotate(self._heads(q), cos, sin))
+        q_BGRD = self._grouped(self._placed(q, attention.q_norm, cos, sin))
         empty = q_BGRD.unsqueeze(-2)[..., :0, :]
         out = joint_attention(
             q_BGRD,
@@ -234,6 +237,12 @@ class Eagle3Head(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (-1, self.config.head_dim))
         return heads
+
+    def _placed(self, x: Tensor, norm: nn.RMSNorm | None, cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries or keys [..., N * D] to heads [..., N, D] at their positions; Qwen3's are normalised first."""
+        heads = self._heads(x)
+        # Under autocast a projection is bf16; the norm is computed as the attention is, like vLLM's in float32.
+        return rotate(heads if norm is None else norm(heads.to(cos.dtype)), cos, sin)
 
     def _grouped(self, x_BRND: Tensor) -> Tensor:
         """[B, R, N, D] to [B, G, N / G * R, D]."""

@@ -35,19 +35,20 @@ from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
 from vllm.model_executor.models.llama_eagle3 import LlamaModel as PlainModel
 from vllm.model_executor.models.utils import AutoWeightsLoader, get_draft_quant_config, maybe_prefix
 
-from aerie.draft_models.contract import GATED_ARCHITECTURE, DraftConfig
+from aerie.draft_models.contract import DraftConfig
 
 
 def _draft_config(vllm_config: VllmConfig) -> PreTrainedConfig:
     if vllm_config.speculative_config is None:
-        raise ValueError(f"{GATED_ARCHITECTURE} is a draft: name it in --speculative-config, not as the model")
+        raise ValueError("a gated Eagle-3 head is a draft: name it in --speculative-config, not as the model")
     return vllm_config.speculative_config.draft_model_config.hf_config
 
 
 class GatedAttention(nn.Module):
     """Grouped-query attention over concat(embedding, hidden), its output gated before o_proj.
 
-    y = (GQA(x Wq, x Wk, x Wv) * sigmoid(x Wg)) Wo, one gate per channel or per query head.
+    y = (GQA(x Wq, x Wk, x Wv) * sigmoid(x Wg)) Wo, one gate per channel or per query head; with Qwen3's attention,
+    queries and keys are normalised per head before they are rotated.
     """
 
     def __init__(
@@ -88,6 +89,8 @@ class GatedAttention(nn.Module):
             prefix=f"{prefix}.o_proj",
             return_bias=False,
         )
+        self.q_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
         ranks = get_tensor_model_parallel_world_size()
         self.num_heads = config.num_attention_heads // ranks
         self.num_kv_heads = max(1, config.num_key_value_heads // ranks)
@@ -113,6 +116,10 @@ class GatedAttention(nn.Module):
         qkv, _ = self.qkv_proj(x_T2H)
         query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         query_TD, key, value = qkv.split([query_size, kv_size, kv_size], dim=-1)
+        if self.q_norm is not None and self.k_norm is not None:
+            # Per head, so every rank of a tensor-parallel group normalises its own.
+            query_TD = self.q_norm(query_TD.unflatten(-1, (-1, self.head_dim))).flatten(-2)
+            key = self.k_norm(key.unflatten(-1, (-1, self.head_dim))).flatten(-2)
         query_TD, key = self.rotary_emb(positions_T, query_TD, key)
         output_TD = self.attn(query_TD, key, value)
         gate = torch.sigmoid(self.g_proj(x_T2H))
@@ -250,3 +257,7 @@ class Eagle3GatedLlamaForCausalLM(Eagle3LlamaForCausalLM):
             offsets = torch.zeros(draft_vocab_size, dtype=torch.long)
             self.draft_id_to_target_id = nn.Parameter(offsets, requires_grad=False)
         self.use_parallel_drafting = False
+
+
+class Eagle3GatedQwen3ForCausalLM(Eagle3GatedLlamaForCausalLM):
+    """The same with Qwen3's attention; the architecture's name is what says so (`DraftConfig.qk_norm`)."""

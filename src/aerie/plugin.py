@@ -6,15 +6,16 @@ Must be idempotent, fast and free of CUDA: the API process forks after it ran.
 
 
 def register() -> None:
-    """Register the gated head and the INT4 linear kernel, and mend vLLM's CPU sampler where it needs it."""
+    """Register the gated heads and the INT4 linear kernel, and mend vLLM's CPU sampler where it needs it."""
     from vllm import ModelRegistry
 
     from aerie.draft_models import cpu_mends
-    from aerie.draft_models.contract import GATED_ARCHITECTURE
+    from aerie.draft_models.contract import GATED_ARCHITECTURES
     from aerie.quant import vllm_linear
 
     # By name: importing the class here would import the model code into processes that never run it.
-    if GATED_ARCHITECTURE not in ModelRegistry.models:
-        ModelRegistry.register_model(GATED_ARCHITECTURE, f"aerie.draft_models.vllm_model:{GATED_ARCHITECTURE}")
+    for name in GATED_ARCHITECTURES:
+        if name not in ModelRegistry.models:
+            ModelRegistry.register_model(name, f"aerie.draft_models.vllm_model:{name}")
     vllm_linear.register()
     cpu_mends.apply()

@@ -5,7 +5,9 @@ import pytest
 
 from aerie.draft_models.contract import (
     GATED_ARCHITECTURE,
+    GATED_QWEN3_ARCHITECTURE,
     PLAIN_ARCHITECTURE,
+    PLAIN_QWEN3_ARCHITECTURE,
     ContractError,
     DraftConfig,
     GateKind,
@@ -15,6 +17,7 @@ from aerie.draft_models.contract import (
 
 HIDDEN, HEADS, HEAD_DIM = 8, 2, 4
 GATES: tuple[GateKind, ...] = ("elementwise", "headwise", "none")
+QK_NORM = (False, True)
 
 
 def make(**changes: object) -> DraftConfig:
@@ -37,24 +40,44 @@ def make(**changes: object) -> DraftConfig:
 
 
 @pytest.mark.parametrize("gate", GATES)
-def test_config_survives_the_round_trip_through_config_json(gate: GateKind) -> None:
+@pytest.mark.parametrize("qk_norm", QK_NORM)
+def test_config_survives_the_round_trip_through_config_json(gate: GateKind, qk_norm: bool) -> None:
     target = TargetIdentity(name="t", config_sha256="0", weights_sha256={"a": "1"}, quantisation="compressed-tensors")
-    config = make(gate=gate, target=target, fc_norm=True, norm_output=True, norm_before_residual=True)
+    norms = {"qk_norm": qk_norm, "fc_norm": True, "norm_output": True, "norm_before_residual": True}
+    config = make(gate=gate, target=target, **norms)
     assert DraftConfig.from_hf(config.to_hf()) == config
 
 
 @pytest.mark.parametrize("gate", GATES)
-def test_transformers_keeps_everything_the_contract_needs(gate: GateKind) -> None:
-    from transformers import LlamaConfig
+@pytest.mark.parametrize("qk_norm", QK_NORM)
+def test_transformers_keeps_everything_the_contract_needs(gate: GateKind, qk_norm: bool) -> None:
+    from transformers import AutoConfig
 
-    config = make(gate=gate)
-    assert DraftConfig.from_hf(LlamaConfig(**config.to_hf()).to_dict()) == config
+    config = make(gate=gate, qk_norm=qk_norm)
+    # By the model type: vLLM reads a draft's configuration through the class that transformers has for it.
+    assert DraftConfig.from_hf(AutoConfig.for_model(**config.to_hf()).to_dict()) == config
 
 
-def test_plain_head_goes_by_the_name_unmodified_vllm_knows_and_has_no_gate_keys() -> None:
-    plain = make(gate="none").to_hf()
-    assert plain["architectures"] == [PLAIN_ARCHITECTURE]
+@pytest.mark.parametrize(
+    ("qk_norm", "model_type", "architecture"),
+    [(False, "llama", PLAIN_ARCHITECTURE), (True, "qwen3", PLAIN_QWEN3_ARCHITECTURE)],
+)
+def test_plain_head_goes_by_the_name_unmodified_vllm_knows_and_has_no_gate_keys(
+    qk_norm: bool, model_type: str, architecture: str
+) -> None:
+    plain = make(gate="none", qk_norm=qk_norm).to_hf()
+    assert plain["architectures"] == [architecture]
+    assert plain["model_type"] == model_type
     assert not [key for key in plain if "gate" in key]
+
+
+@pytest.mark.parametrize(("qk_norm", "name"), [(False, GATED_ARCHITECTURE), (True, GATED_QWEN3_ARCHITECTURE)])
+def test_the_architecture_alone_tells_the_attention(qk_norm: bool, name: str) -> None:
+    config = make(qk_norm=qk_norm).to_hf()
+    assert config["architectures"] == [name]
+    assert not [key for key in config if "qk" in key]
+    # vLLM puts "Eagle3" before any other name, and then knows no such model.
+    assert name.startswith("Eagle3")
 
 
 @pytest.mark.parametrize(("gate", "rows"), [("elementwise", HEADS * HEAD_DIM), ("headwise", HEADS)])
@@ -68,6 +91,13 @@ def test_plain_head_is_the_gated_one_without_its_gate() -> None:
     assert tensor_shapes(make()).keys() - tensor_shapes(make(gate="none")).keys() == {
         "midlayer.self_attn.g_proj.weight"
     }
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_qwen3_s_attention_adds_a_norm_of_one_head_s_size_to_queries_and_keys(gate: GateKind) -> None:
+    with_norms, without = (tensor_shapes(make(gate=gate, qk_norm=qk_norm)) for qk_norm in (True, False))
+    added = {name: with_norms[name] for name in with_norms.keys() - without.keys()}
+    assert added == {f"midlayer.self_attn.{name}_norm.weight": (HEAD_DIM,) for name in "qk"}
 
 
 def test_full_vocabulary_needs_no_map() -> None:
@@ -91,6 +121,7 @@ def test_layer_ids_vllm_would_reorder_or_merge_are_refused(ids: tuple[int, ...])
     [
         ({"attention_bias": True}, "attention_bias"),
         ({"num_hidden_layers": 2}, "num_hidden_layers"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type"),
         ({"gate_activation": "tanh"}, "gate_activation"),
         ({"gate_granularity": "token"}, "gate_granularity"),

@@ -92,6 +92,7 @@ def head_config(head: Head, description: Mapping[str, Any], target: TargetIdenti
         draft_vocab_size=min(head.draft_vocab_size or shape["vocab_size"], shape["vocab_size"]),
         aux_hidden_state_layer_ids=tuple(description["aux_hidden_state_layer_ids"]),
         gate=head.gate,
+        qk_norm=head.attention == "qwen3",
         rms_norm_eps=shape["rms_norm_eps"],
         rope_theta=shape["rope_theta"],
         max_position_embeddings=shape["max_position_embeddings"],

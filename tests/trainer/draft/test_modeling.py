@@ -17,6 +17,7 @@ OPTIONS: tuple[dict[str, object], ...] = (
     {"norm_before_residual": True},
     {"fc_norm": True, "norm_output": True},
     {"draft_vocab_size": 60},
+    {"qk_norm": True},
 )
 LENGTH, STEPS = 11, 4
 MakeConfig = Callable[..., DraftConfig]
@@ -78,8 +79,9 @@ def test_training_time_test_equals_the_engines_chain(
 
 
 @pytest.mark.parametrize("gate", GATES)
-def test_the_equations(tiny_config: MakeConfig, gate: GateKind) -> None:
-    config: DraftConfig = tiny_config(gate)
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_the_equations(tiny_config: MakeConfig, gate: GateKind, qk_norm: bool) -> None:
+    config: DraftConfig = tiny_config(gate, qk_norm=qk_norm)
     head = _head(config)
     w: dict[str, Tensor] = {name: tensor.detach() for name, tensor in head.state_dict().items()}
     next_ids, aux = _sequence(config)
@@ -94,6 +96,8 @@ def test_the_equations(tiny_config: MakeConfig, gate: GateKind) -> None:
     embedded = head.embed_WH[next_ids]
     x = torch.cat([rms(embedded, "midlayer.input_layernorm.weight"), rms(hidden, "midlayer.hidden_norm.weight")], -1)
     q, k, v = (heads(x @ w[f"midlayer.self_attn.{name}_proj.weight"].T) for name in "qkv")
+    if qk_norm:
+        q, k = rms(q, "midlayer.self_attn.q_norm.weight"), rms(k, "midlayer.self_attn.k_norm.weight")
     cos, sin = head.cos_PD[: len(next_ids)], head.sin_PD[: len(next_ids)]
     k, v = k.repeat_interleave(2, 0), v.repeat_interleave(2, 0)
     scores = rotate(q, cos, sin) @ rotate(k, cos, sin).mT / config.head_dim**0.5
