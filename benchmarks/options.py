@@ -13,6 +13,7 @@ from rich.table import Table
 
 from aerie.artefacts import REPOSITORY, sha256_file, sha256_tree
 from aerie.benchmarks.errors import BenchmarkError
+from aerie.draft_models.acceptance import AcceptanceError
 
 DEMO_MODEL = REPOSITORY / "checkpoints/clinic-demo/main"
 DEMO_DRAFT = REPOSITORY / "checkpoints/clinic-demo/draft"
@@ -35,7 +36,7 @@ def run(main: Callable[..., None]) -> None:
     """Run a command; a measurement that failed ends it with one line and status 1."""
     try:
         typer.run(main)
-    except BenchmarkError as error:
+    except (BenchmarkError, AcceptanceError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from aerie.benchmarks.errors import BenchmarkError
+from aerie.draft_models import offline
 
 Messages = list[dict[str, str]]
 
@@ -48,8 +49,4 @@ def held_out(count: int, seed: int, path: Path | None = None) -> list[Messages]:
 
 def render(model: Path, chats: list[Messages]) -> list[Prompt]:
     """Apply the chat template of `model` to each chat."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    texts = [str(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)) for chat in chats]
-    return [Prompt(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"])) for text in texts]
+    return [Prompt(*one) for one in offline.render(model, chats)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The acceptance of a draft over a set of prompts, in the real engine, with its counts checked. Terms: acceptance.py."""
+"""The acceptance of a draft over a set of prompts, in the real engine, with checked counts. Terms: acceptance.py."""
 
 import statistics
 from collections.abc import Sequence

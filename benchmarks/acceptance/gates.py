@@ -17,13 +17,13 @@ import typer
 from pydantic import JsonValue
 
 from aerie.benchmarks import options
-from aerie.benchmarks.acceptance.counts import AcceptanceError
-from aerie.benchmarks.acceptance.evaluate import Acceptance, evaluate
-from aerie.benchmarks.engine import EngineOptions, offline_engine
 from aerie.benchmarks.prompts import held_out, render
 from aerie.benchmarks.results_file import Provenance, ResultFile, Run
+from aerie.draft_models.acceptance import AcceptanceError
 from aerie.draft_models.checkpoint import verify_draft
 from aerie.draft_models.contract import DraftConfig, GateKind
+from aerie.draft_models.measure import Acceptance, evaluate
+from aerie.draft_models.offline import EngineOptions, Sampling, offline_engine
 
 NAME = "acceptance.gates"
 FIGURE: dict[GateKind, str] = {"elementwise": "gated", "headwise": "headwise", "none": "plain"}
@@ -100,7 +100,7 @@ def main(
     for path in heads:
         gate = gate_of(path)
         with offline_engine(EngineOptions(model=model, draft=path, draft_tokens=draft_tokens, seed=seed)) as engine:
-            acceptance = evaluate(engine, rendered, max_tokens)
+            acceptance = evaluate(engine, [one.token_ids for one in rendered], Sampling(max_tokens))
         typer.echo(f"{path.name}: {gate}, mean acceptance length {acceptance.pooled.length:.3f}")
         lengths[gate].append(acceptance.pooled.length)
         runs.append(Run(benchmark=NAME, measured=_raw(path, gate, acceptance)))

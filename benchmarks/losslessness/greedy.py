@@ -11,9 +11,9 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from aerie.benchmarks import options
-from aerie.benchmarks.engine import EngineOptions, Sampling, offline_engine
 from aerie.benchmarks.prompts import Prompt, held_out, render
 from aerie.benchmarks.results_file import Provenance, ResultFile, Run
+from aerie.draft_models.offline import EngineOptions, Sampling, offline_engine
 
 NAME = "losslessness.greedy"
 Tokens = tuple[int, ...]

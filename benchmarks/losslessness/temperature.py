@@ -15,10 +15,10 @@ import typer
 from pydantic import JsonValue
 
 from aerie.benchmarks import options
-from aerie.benchmarks.engine import EngineOptions, Sampling, offline_engine
 from aerie.benchmarks.losslessness.total_variation import Samples_nL, TotalVariationTest, compare
 from aerie.benchmarks.prompts import Prompt, held_out, render
 from aerie.benchmarks.results_file import Provenance, ResultFile, Run
+from aerie.draft_models.offline import EngineOptions, Sampling, offline_engine
 
 NAME = "losslessness.temperature"
 ENDED = -1

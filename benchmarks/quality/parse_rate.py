@@ -14,9 +14,9 @@ import typer
 from pydantic import JsonValue
 
 from aerie.benchmarks import options
-from aerie.benchmarks.engine import EngineOptions, Sampling, offline_engine
 from aerie.benchmarks.prompts import render
 from aerie.benchmarks.results_file import Provenance, ResultFile, Run
+from aerie.draft_models.offline import EngineOptions, Sampling, offline_engine
 from aerie.trainer.clinic import corpus
 from aerie.trainer.clinic.parse import parse_answer, split_reasoning
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from aerie.benchmarks.acceptance.counts import AcceptanceCounts
 from aerie.benchmarks.errors import BenchmarkError
+from aerie.draft_models.acceptance import AcceptanceCounts
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionChunk
