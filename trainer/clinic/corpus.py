@@ -46,6 +46,11 @@ class Prompt:
     reference: str
     disease: str
 
+    @property
+    def department(self) -> str:
+        """Who treats the patient's disease."""
+        return load_knowledge().department_of(self.disease)
+
 
 def prompts(split: Split, count: int, seed: int, *, unseen_diseases: bool = False) -> list[Prompt]:
     """`count` evaluation prompts, each from a consultation or question of its own, cut before a random answer."""
