@@ -6,6 +6,7 @@ BASE_PYTHON ?= python3.11
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
+ORACLE := .venv-oracle
 
 # The pin of torch carries "+cpu", so the CUDA build of the Python Package Index never satisfies it.
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/cpu.lock)
@@ -15,7 +16,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format demo lock
+.PHONY: help setup serve test check format demo oracle lock
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -53,6 +54,16 @@ demo: setup ## Rebuild the shipped checkpoint from nothing: data, main model, IN
 	$(PYTHON) -m aerie.trainer.demo
 	$(PYTHON) -m aerie.benchmarks.acceptance.evaluate --out runs/clinic-demo/acceptance.json
 	$(PYTHON) -m aerie.benchmarks.report.card --results runs/clinic-demo/acceptance.json
+
+oracle: $(ORACLE)/.installed ## Make .venv-oracle, with the speculators that the trainer is compared with.
+
+# Its packages come first on sys.path, then those of our own environment, our editable install among them.
+$(ORACLE)/.installed: requirements/oracle.lock | $(STAMP)
+	$(BASE_PYTHON) -m venv --clear $(ORACLE)
+	$(ORACLE)/bin/python -m pip --disable-pip-version-check install --no-deps --requirement $<
+	echo "import site; site.addsitedir('$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	    > $$($(ORACLE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/aerie.pth
+	touch $@
 
 # uv only resolves; it does not read pip's configuration, so a folder of wheels that pip knows of is handed on.
 COMPILE = uv pip compile --quiet --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 \

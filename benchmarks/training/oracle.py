@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What speculators computes for the problems of problem.py, for tests/trainer/draft/test_speculators.py.
+
+`.venv-oracle/bin/python -m aerie.benchmarks.training.oracle --out tests/trainer/draft/speculators.json`
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aerie.artefacts import write_json
+from aerie.benchmarks import options
+from aerie.benchmarks.training import peer
+from aerie.benchmarks.training.problem import CASES, DECAY, Case, countable, problem_of, sampled
+
+
+def solve(case: Case) -> tuple[float, dict[str, Tensor]]:
+    """Cross-entropy and gradients, under our names."""
+    problem = problem_of(case)
+    head, teacher, document = problem.head, problem.teacher, problem.document
+    counted_R = countable(head, document)
+    # Row i is masked at token i + 1. The last token has none: what follows it is not in the document.
+    mask_L = torch.cat([torch.tensor([False]), counted_R, torch.tensor([False])])
+    row = peer.row([peer.sample(document, mask_L)], len(mask_L) - 1)
+    model = peer.model_of(head, teacher)
+    loss = peer.loss(model, row, case.steps, DECAY)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+    p_RV = teacher.logits(document.hidden_states[1:-1, -1].float(), head.target_ids_V).softmax(-1)
+    return loss.item() + peer.entropy(p_RV, counted_R, case.steps, DECAY), peer.gradients(model)
+
+
+def main(
+    out: options.Out,
+    gradients: Annotated[Path | None, typer.Option(file_okay=False, help="Folder for whole gradients, too.")] = None,
+) -> None:
+    """Compute every case with speculators."""
+    torch.set_num_threads(1)
+    cases: dict[str, object] = {}
+    for case in CASES:
+        loss, found = solve(case)
+        cases[case.name] = {"loss": loss, "gradients": sampled(found)}
+        if gradients is not None:
+            gradients.mkdir(parents=True, exist_ok=True)
+            save_file(found, gradients / f"{case.name}.safetensors")
+    versions = {name: version(name) for name in ("speculators", "transformers", "torch")}
+    write_json(out, {"versions": versions, "cases": cases})
+
+
+if __name__ == "__main__":
+    options.run(main)

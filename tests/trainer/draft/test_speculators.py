@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loss and gradients of a plain head against speculators', on identical captured data.
+
+Always against what speculators once computed (speculators.json); where `make oracle` was run, against what it computes
+now, every entry of every gradient.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from aerie.artefacts import REPOSITORY
+from aerie.benchmarks.training.problem import CASES, DECAY, Case, problem_of, sampled
+from aerie.trainer.draft.data import padded
+from aerie.trainer.draft.loss import training_time_test
+
+TOLERANCE = 1e-5
+FIXTURE = Path(__file__).with_name("speculators.json")
+
+
+def ours(case: Case) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of our trainer."""
+    problem = problem_of(case)
+    outcome = training_time_test(problem.head, problem.teacher, padded([problem.document]), case.steps, DECAY)
+    outcome.loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+    gradients = {name: one.grad for name, one in problem.head.named_parameters() if one.grad is not None}
+    return outcome.loss.item(), gradients
+
+
+@pytest.fixture(scope="session")
+def computed_now(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the installed speculators computes: a result beside whole gradients."""
+    python, folder = REPOSITORY / ".venv-oracle/bin/python", tmp_path_factory.mktemp("oracle")
+    if not python.exists():
+        pytest.skip("speculators is not installed: `make oracle` makes its environment")
+    command = [python, "-m", "aerie.benchmarks.training.oracle", "--out", folder / "now.json", "--gradients", folder]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONSAFEPATH": "1"}, cwd=REPOSITORY)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_loss_and_gradients_equal_what_speculators_once_computed(case: Case) -> None:
+    expected: dict[str, Any] = json.loads(FIXTURE.read_text())["cases"][case.name]
+    loss, gradients = ours(case)
+    assert loss == pytest.approx(expected["loss"], rel=TOLERANCE)
+    mine = sampled(gradients)
+    assert mine.keys() == expected["gradients"].keys()
+    for name, numbers in expected["gradients"].items():
+        largest = float(gradients[name].abs().max())
+        assert mine[name] == pytest.approx(numbers, rel=TOLERANCE, abs=TOLERANCE * largest), name
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_loss_and_gradients_equal_speculators(case: Case, computed_now: Path) -> None:
+    expected = json.loads((computed_now / "now.json").read_text())["cases"][case.name]
+    loss, gradients = ours(case)
+    assert loss == pytest.approx(expected["loss"], rel=TOLERANCE)
+    theirs = load_file(computed_now / f"{case.name}.safetensors")
+    assert gradients.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        difference = float((gradients[name] - gradient).abs().max() / gradient.abs().max())
+        assert difference < TOLERANCE, name
+
+
+def test_the_cases_are_decisive() -> None:
+    """A gradient of zeros, or one that no case moves, would agree with anything."""
+    losses = []
+    for case in CASES:
+        loss, gradients = ours(case)
+        losses.append(loss)
+        assert min(float(gradient.abs().max()) for gradient in gradients.values()) > 1e-4
+    assert len(set(losses)) == len(CASES)
+
+
+def test_the_fixture_tells_its_version() -> None:
+    versions = json.loads(FIXTURE.read_text())["versions"]
+    assert f"speculators=={versions['speculators']} " in (REPOSITORY / "requirements/oracle.lock").read_text()
