@@ -20,13 +20,18 @@ class Acceptance(BaseModel):
     """Requests with at least one verification step; a one-token answer has none."""
     generated: int
 
+    @property
+    def length_std(self) -> float:
+        """Standard deviation of the requests' own acceptance lengths; 0 for a single one."""
+        lengths = [one.length for one in self.per_request]
+        return statistics.stdev(lengths) if len(lengths) > 1 else 0.0
+
     def figures(self) -> dict[str, float]:
         """Flat figures; `_std` is over requests."""
-        lengths = [one.length for one in self.per_request]
         figures = {
             "acceptance_length": self.pooled.length,
-            "acceptance_length_request_mean": statistics.fmean(lengths),
-            "acceptance_length_request_std": statistics.stdev(lengths) if len(lengths) > 1 else 0.0,
+            "acceptance_length_request_mean": statistics.fmean(one.length for one in self.per_request),
+            "acceptance_length_request_std": self.length_std,
             "acceptance_rate": self.pooled.rate,
         }
         shares = enumerate(self.pooled.per_position, 1)

@@ -151,6 +151,10 @@ def _engine_arguments(options: EngineOptions) -> dict[str, Any]:
         "seed": options.seed,
         "disable_log_stats": False,
     }
+    if not on_cpu:
+        # The cache's size is given; this is only the share of the GPU that must be free at the start, and a training
+        # may hold the rest.
+        arguments["gpu_memory_utilization"] = 0.05
     if options.draft is not None:
         arguments["speculative_config"] = {
             "method": "eagle3",
