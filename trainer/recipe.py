@@ -15,7 +15,8 @@ class RecipeError(ValueError):
 class Schema(BaseModel):
     """Frozen, and refuses what it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Reference tables are made of the fields' docstrings.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @classmethod
     def read(cls, path: Path) -> Self:
