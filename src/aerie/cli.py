@@ -178,8 +178,19 @@ def train_main(recipe: Recipe) -> None:
 
 
 @train.command("draft")
-def train_draft(recipe: Recipe) -> None:
+def train_draft(
+    recipe: Recipe,
+    *,
+    plan: Annotated[bool, typer.Option("--plan", help="Print sizes and times, and run nothing.")] = False,
+    device: Annotated[str, typer.Option("--device", help="For --plan: h100, h200 or h20.")] = "h100",
+    devices: Annotated[int, typer.Option("--devices", help="For --plan: how many of them.")] = 1,
+) -> None:
     """Train an Eagle-3 head for an INT4 model: prompts, answers, capture, training, export."""
+    if plan:
+        from aerie.trainer.draft.plan import show
+
+        show(recipe, device, devices)
+        return
     from aerie.trainer.draft.run import run
 
     print(run(recipe))
