@@ -2,19 +2,32 @@
 """The target answers the prompts, so that the head learns the distribution it will meet when served.
 
 An answer is kept as token ids, never as text that would be tokenised anew: what follows a prompt in training is
-exactly what the engine produced, reasoning and end-of-turn token included.
+exactly what the engine produced, reasoning and end-of-turn token included. Only where it becomes the history of a later
+turn is it text, without its reasoning, as chat templates render it.
 """
 
 import json
-import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aerie.artefacts import write_atomic
+from aerie.trainer.draft.answer import Answer, answer_in_process, answer_with_vllm
+from aerie.trainer.draft.child import Child
 from aerie.trainer.draft.prompts import Chat
 from aerie.trainer.draft.recipe import Answers
+from aerie.trainer.draft.support import check_tokenizer
 from aerie.trainer.recipe import RecipeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+REASONING = ("<think>", "</think>")
+TAIL = 16
+"""Tokens of a prompt among which its last mark is looked for."""
+FILE = "answers.jsonl"
 
 
 @dataclass(frozen=True)
@@ -24,27 +37,48 @@ class Answered:
     prompt_ids: list[int]
     answer_ids: list[int]
 
+    @property
+    def token_ids(self) -> list[int]:
+        """The whole document."""
+        return self.prompt_ids + self.answer_ids
 
-def regenerate(target: Path, chats: list[Chat], answers: Answers, temperature: float) -> list[Answered]:
-    """Answer every chat; deterministic for a given engine, machine and seed. Raises RecipeError."""
-    from transformers import AutoConfig, AutoTokenizer
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.answer_ids)
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(target)
-    texts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
-    rendered: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    longest = AutoConfig.from_pretrained(target).max_position_embeddings
-    prompts = [ids for ids in rendered if len(ids) + answers.max_tokens <= longest]
-    if not prompts:
-        raise RecipeError(f"answers.max_tokens: no prompt leaves room for {answers.max_tokens} of {longest} positions")
-    generate = _with_vllm if answers.engine == "vllm" else _with_transformers
-    generated = generate(target, prompts, answers, temperature)
-    return [Answered(prompt, answer) for prompt, answer in zip(prompts, generated, strict=True)]
+
+def regenerate(target: Path, chats: list[Chat], answers: Answers, temperature: float, folder: Path) -> list[Answered]:
+    """Answer every chat into `folder`'s `answers.jsonl`; deterministic for a given engine, machine and seed.
+
+    Until all are there, parts of `answers.part` chats lie beside it, and a later call goes on from them.
+    Raises RecipeError.
+    """
+    if (folder / FILE).exists():
+        for path in folder.glob("part_*.jsonl"):
+            path.unlink()
+        return read_answers(folder / FILE)
+    check_tokenizer(target)
+    turns = _Turns(target, answers)
+    starts = range(0, len(chats), answers.part)
+    paths = {start: folder / f"part_{start:07}.jsonl" for start in starts}
+    if missing := [start for start in starts if not paths[start].exists()]:
+        with _engine(target, answers, temperature, turns.context) as ask:
+            for start in missing:
+                seed = answers.seed + start * turns.stride
+                write_answers(paths[start], turns.answer(chats[start : start + answers.part], seed, ask))
+    everything = [one for path in paths.values() for one in read_answers(path)]
+    if not everything:
+        room = f"{answers.max_tokens} of {turns.context} positions"
+        raise RecipeError(f"answers.max_tokens: no prompt leaves room for {room}")
+    write_answers(folder / FILE, everything)
+    for path in paths.values():
+        path.unlink()
+    return everything
 
 
 def write_answers(path: Path, answered: list[Answered]) -> None:
     """One JSON object a line."""
-    lines = [json.dumps({"prompt_ids": one.prompt_ids, "answer_ids": one.answer_ids}) for one in answered]
-    write_atomic(path, "\n".join(lines) + "\n")
+    lines = [json.dumps({"prompt_ids": one.prompt_ids, "answer_ids": one.answer_ids}) + "\n" for one in answered]
+    write_atomic(path, "".join(lines))
 
 
 def read_answers(path: Path) -> list[Answered]:
@@ -52,56 +86,87 @@ def read_answers(path: Path) -> list[Answered]:
     return [Answered(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
-def _with_vllm(target: Path, prompts: list[list[int]], answers: Answers, temperature: float) -> list[list[int]]:
-    # Pinning the engine's threads to cores would fight with whatever else the machine runs.
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    import torch
-    from vllm import LLM, SamplingParams
-    from vllm.inputs import TokensPrompt
+class _Turns:
+    """Chats as prompts, turn by turn."""
 
-    on_cpu = not torch.cuda.is_available()
-    limits: dict[str, object] = {"kv_cache_memory_bytes": 512 << 20} if on_cpu else {}
-    engine = LLM(
-        model=str(target),
-        dtype="float32" if on_cpu else "auto",
-        enforce_eager=on_cpu,
-        seed=answers.seed,
-        max_model_len=max(map(len, prompts)) + answers.max_tokens,
-        max_num_seqs=64,
-        **limits,  # type: ignore[arg-type]  # vLLM types each option on its own
-    )
-    sampling = [
-        SamplingParams(temperature=temperature, max_tokens=answers.max_tokens, seed=answers.seed + index)
-        for index in range(len(prompts))
-    ]
-    try:
-        outputs = engine.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompts], sampling)
-    finally:
-        engine.llm_engine.engine_core.shutdown()
-    return [list(output.outputs[0].token_ids) for output in outputs]
+    stride = 64
+    """Seeds of one chat: its turns beyond that share theirs with the next chat's, which does no harm."""
+
+    def __init__(self, target: Path, answers: Answers) -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(target)
+        self._answers = answers
+        # A place is left for the token that capture's engine adds to a whole document.
+        self.context = AutoConfig.from_pretrained(target).get_text_config().max_position_embeddings - 1
+
+    def answer(self, chats: list[Chat], seed: int, ask: Answer) -> list[Answered]:
+        """Documents in the order of chats, and of turns within a chat. A chat ends where its context is full."""
+        found: list[list[Answered]] = [[] for _ in chats]
+        histories = {index: list(chat) for index, chat in enumerate(chats)}
+        for turn in range(max(map(len, chats), default=0)):
+            asked = self._asked(chats, histories, turn)
+            if not asked:
+                break
+            seeds = [seed + index * self.stride + turn for index in asked]
+            generated = ask(list(zip(asked.values(), seeds, strict=True)))
+            for (index, prompt), ids in zip(asked.items(), generated, strict=True):
+                found[index].append(Answered(prompt, ids))
+                said = spoken(self._tokenizer, prompt, ids)
+                place = self._places(chats[index])[turn]
+                if said is not None and place < len(chats[index]):
+                    histories[index][place] = {"role": "assistant", "content": said}
+                elif said is None:
+                    # Cut off while it reasoned: there is nothing that a later turn could refer to.
+                    del histories[index]
+        return [one for documents in found for one in documents]
+
+    def _places(self, chat: Chat) -> list[int]:
+        """Where in a chat the answers belong: its assistant turns, if all are asked for, and its end."""
+        if self._answers.turns == "last":
+            return [len(chat)]
+        return [index for index, turn in enumerate(chat) if index and turn["role"] == "assistant"] + [len(chat)]
+
+    def _asked(self, chats: list[Chat], histories: dict[int, list[dict[str, str]]], turn: int) -> dict[int, list[int]]:
+        """Token ids of each chat's prompt for its next answer; chats without one, or without room for it, leave."""
+        asked = {}
+        for index in list(histories):
+            places = self._places(chats[index])
+            if turn < len(places):
+                ids = self._render(histories[index][: places[turn]])
+                if len(ids) + self._answers.max_tokens <= self.context:
+                    asked[index] = ids
+                    continue
+            del histories[index]
+        return asked
+
+    def _render(self, messages: list[dict[str, str]]) -> list[int]:
+        text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
 
-def _with_transformers(target: Path, prompts: list[list[int]], answers: Answers, temperature: float) -> list[list[int]]:
-    import torch
+def spoken(tokenizer: "PreTrainedTokenizerBase", prompt_ids: list[int], answer_ids: list[int]) -> str | None:
+    """An answer's text without its reasoning, as a chat template would show it later; None if it never came to it."""
+    opening, closing = REASONING
+    # A template may have opened the reasoning at the prompt's end.
+    before, whole = str(tokenizer.decode(prompt_ids[-TAIL:])), str(tokenizer.decode(answer_ids))
+    if (before.rstrip().endswith(opening) or opening in whole) and closing not in whole:
+        return None
+    # By token first: where the marks are special tokens, they are not in the text.
+    mark = tokenizer.convert_tokens_to_ids(closing)
+    if mark in answer_ids:
+        answer_ids = answer_ids[len(answer_ids) - answer_ids[::-1].index(mark) :]
+    text = str(tokenizer.decode(answer_ids, skip_special_tokens=True))
+    return text.rpartition(closing)[2].lstrip("\n")
 
-    from aerie.trainer.draft.target import load_target
 
-    model = load_target(target)
-    ends = model.generation_config.eos_token_id
-    stop = set(ends if isinstance(ends, list) else [ends]) - {None}
-    generator = torch.Generator().manual_seed(answers.seed)
-    generated = []
-    with torch.inference_mode():
-        for prompt in prompts:
-            ids, cache, answer = torch.tensor([prompt]), None, list[int]()
-            while len(answer) < answers.max_tokens and not (answer and answer[-1] in stop):
-                output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                logits, cache = output.logits[0, -1], output.past_key_values
-                if temperature == 0:
-                    answer.append(int(logits.argmax()))
-                else:
-                    chances = (logits / temperature).softmax(-1)
-                    answer.append(int(torch.multinomial(chances, 1, generator=generator)))
-                ids = torch.tensor([[answer[-1]]])
-            generated.append(answer)
-    return generated
+@contextmanager
+def _engine(target: Path, answers: Answers, temperature: float, context: int) -> Iterator[Answer]:
+    if answers.engine == "transformers":
+        with answer_in_process(target, answers, temperature) as ask:
+            yield ask
+    else:
+        opened: Callable[..., Any] = answer_with_vllm
+        with Child(opened, target, answers, temperature, context) as child:
+            yield child.ask

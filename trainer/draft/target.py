@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from aerie.quant.formats import compressed_tensors
+from aerie.quant.stream import Checkpoint
 from aerie.trainer.recipe import RecipeError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
+
+CHOICE_ROWS = 1024
+"""Positions whose logits are held at once."""
+SCALES = ("logits_scaling", "logit_scale", "final_logit_softcapping", "embedding_multiplier", "lm_head_multiplier")
+"""Configuration keys of models that scale what enters or leaves the residual stream."""
 
 
 def load_target(target: Path) -> "PreTrainedModel":
@@ -42,15 +50,32 @@ class Teacher:
     eps: float
 
     @classmethod
-    def of(cls, model: "PreTrainedModel") -> "Teacher":
-        """Read from a loaded target. Raises RecipeError for architectures that lack these parts."""
-        norm, head = getattr(getattr(model, "model", None), "norm", None), model.get_output_embeddings()
-        eps = getattr(norm, "variance_epsilon", None)
-        if eps is None or not isinstance(head, nn.Linear):
-            name = type(model).__name__
-            raise RecipeError(f"target: {name} has no final RMSNorm and dense lm_head to learn from")
-        embed, weight = cast(nn.Embedding, model.get_input_embeddings()).weight, cast(nn.Module, norm).weight
-        return cls(embed.detach().clone(), head.weight.detach().clone(), cast(Tensor, weight).detach().clone(), eps)
+    def read(cls, target: Path) -> "Teacher":
+        """Read from a checkpoint's files, float32, without the rest of the model; INT4 is dequantised to its values.
+
+        Raises RecipeError for architectures that lack these parts, and when `lm_head` is neither there as a plain or
+        INT4 weight nor tied to the embeddings.
+        """
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(target)
+        # Only to know what the parts are: on the meta device a model of any size costs nothing.
+        with torch.device("meta"):
+            eps = check_ends(AutoModelForCausalLM.from_config(_plain(config)))
+        weights = Weights(target)
+        embed = weights.read("embed_tokens")
+        norm = weights.read("model.norm", "language_model.norm")
+        if embed is None or norm is None:
+            missing = "embed_tokens" if embed is None else "norm"
+            raise RecipeError(f"target: {target} holds no {missing} weight that we can read, plain or as our INT4")
+        head = embed if config.tie_word_embeddings else weights.read("lm_head")
+        if head is None:
+            raise RecipeError(
+                f"target: {target} ties no embeddings, and its lm_head is neither a plain weight nor one of symmetric "
+                f"INT4 (compressed-tensors pack-quantized); found {weights.names('lm_head') or 'none'}: quantise the "
+                f"target again with lm_head among the ignored layers"
+            )
+        return cls(embed, head, norm, eps)
 
     def save(self, path: Path) -> None:
         """Write to one safetensors file; tied embeddings are stored once."""
@@ -70,3 +95,60 @@ class Teacher:
         """The target's logits from the residual stream before the last norm; over `ids_V` only, when given."""
         normed = F.rms_norm(final_TH, self.norm_H.shape, self.norm_H, self.eps)
         return F.linear(normed, self.head_WH if ids_V is None else self.head_WH[ids_V])
+
+    def choices(self, final_TH: Tensor) -> Tensor:
+        """The most likely next token of every position, int32 [T]."""
+        # A large vocabulary's logits of a whole document would take gigabytes.
+        parts = [self.logits(part).argmax(-1) for part in final_TH.float().split(CHOICE_ROWS)]
+        return torch.cat(parts).to(torch.int32)
+
+
+class Weights:
+    """Single weights of a checkpoint's safetensors files, found by the end of their layer's name."""
+
+    def __init__(self, target: Path) -> None:
+        self._source = Checkpoint.open(target)
+        self._shards = {name: shard for shard in self._source.shards for name in _names(shard)}
+
+    def names(self, *layers: str) -> list[str]:
+        """All tensors of the layer, which may go by one of several names."""
+        ends = tuple(f".{layer}" for layer in layers)
+        return [name for name in sorted(self._shards) if f".{name.rpartition('.')[0]}".endswith(ends)]
+
+    def read(self, *layers: str) -> Tensor | None:
+        """The layer's weight, float32; None when it is not there, or in a form that we cannot read."""
+        tensors = {name.rpartition(".")[2]: self._tensor(name) for name in self.names(*layers)}
+        if "weight" in tensors:
+            return tensors["weight"].float()
+        packed = {"weight_packed", "weight_scale"} <= tensors.keys() and "weight_zero_point" not in tensors
+        if packed and compressed_tensors.is_ours(self._source.config):
+            return compressed_tensors.dequantise(tensors["weight_packed"], tensors["weight_scale"])
+        return None
+
+    def _tensor(self, name: str) -> Tensor:
+        with safe_open(self._shards[name], framework="pt") as file:
+            return cast(Tensor, file.get_tensor(name))
+
+
+def check_ends(model: "PreTrainedModel") -> float:
+    """The epsilon of the model's last norm; raises RecipeError when a teacher of ours would compute other logits."""
+    norm, head = getattr(getattr(model, "model", None), "norm", None), model.get_output_embeddings()
+    # transformers' RMSNorms that add one to their weight, or do more, call their epsilon otherwise.
+    eps = getattr(norm, "variance_epsilon", None)
+    if eps is None or not isinstance(head, nn.Linear):
+        raise RecipeError(f"target: {type(model).__name__} has no final RMSNorm and dense lm_head to learn from")
+    for name in SCALES:
+        if getattr(model.config, name, None) not in (None, 1, 1.0):
+            raise RecipeError(f"target: {type(model).__name__} has {name}, which the head's teacher would leave out")
+    return float(eps)
+
+
+def _plain(config: "PretrainedConfig") -> "PretrainedConfig":
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def _names(shard: Path) -> list[str]:
+    with safe_open(shard, framework="pt") as file:
+        return list(file.keys())

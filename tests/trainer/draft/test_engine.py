@@ -34,10 +34,10 @@ def test_a_head_for_an_int4_target(recipe: DraftRecipe, int4: Path, tmp_path: Pa
 
 
 @pytest.mark.engine
-def test_vllm_and_transformers_answer_alike(recipe: DraftRecipe, int4: Path) -> None:
+def test_vllm_and_transformers_answer_alike(recipe: DraftRecipe, int4: Path, tmp_path: Path) -> None:
     chats = load_prompts(recipe.validation)
     answers = [
-        regenerate(int4, chats, recipe.answers.model_copy(update={"engine": engine}), temperature=0.0)
+        regenerate(int4, chats, recipe.answers.model_copy(update={"engine": engine}), 0.0, tmp_path / engine)
         for engine in ("vllm", "transformers")
     ]
     assert [one.prompt_ids for one in answers[0]] == [one.prompt_ids for one in answers[1]]
