@@ -16,22 +16,13 @@ from torch import Tensor
 from aerie.artefacts import write_json
 from aerie.benchmarks import options
 from aerie.benchmarks.training import peer
-from aerie.benchmarks.training.problem import CASES, DECAY, Case, countable, problem_of, sampled
+from aerie.benchmarks.training.problem import CASES, DECAY, Case, problem_of, sampled
 
 
 def solve(case: Case) -> tuple[float, dict[str, Tensor]]:
-    """Cross-entropy and gradients, under our names."""
+    """Cross-entropy and gradients of a case, under our names."""
     problem = problem_of(case)
-    head, teacher, document = problem.head, problem.teacher, problem.document
-    counted_R = countable(head, document)
-    # Row i is masked at token i + 1. The last token has none: what follows it is not in the document.
-    mask_L = torch.cat([torch.tensor([False]), counted_R, torch.tensor([False])])
-    row = peer.row([peer.sample(document, mask_L)], len(mask_L) - 1)
-    model = peer.model_of(head, teacher)
-    loss = peer.loss(model, row, case.steps, DECAY)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
-    p_RV = teacher.logits(document.hidden_states[1:-1, -1].float(), head.target_ids_V).softmax(-1)
-    return loss.item() + peer.entropy(p_RV, counted_R, case.steps, DECAY), peer.gradients(model)
+    return peer.solve(problem.head, problem.teacher, problem.document, case.steps, DECAY)
 
 
 def main(

@@ -24,8 +24,10 @@ from speculators.train.distributed_batch_sampler import MultipackDistributedBatc
 from torch import Tensor
 from transformers import LlamaConfig, Qwen3Config
 
+from aerie.benchmarks.training.agreement import Solution
+from aerie.benchmarks.training.problem import countable
 from aerie.draft_models.modeling import Eagle3Head
-from aerie.trainer.draft.capture import Document
+from aerie.trainer.draft.shards import Document
 from aerie.trainer.draft.target import Teacher
 
 LOSS = resolve_loss_config("kl_div", "eager")
@@ -137,3 +139,16 @@ def entropy(p_RV: Tensor, counted_R: Tensor, steps: int, decay: float) -> float:
     entropy_R = torch.special.entr(p_RV.double()).sum(-1)
     parts = [entropy_R[s:][counted_R[s:]].mean() * decay**s for s in range(steps) if counted_R[s:].any()]
     return float(torch.stack(parts).sum())
+
+
+def solve(head: Eagle3Head, teacher: Teacher, document: Document, steps: int, decay: float) -> Solution:
+    """Cross-entropy and gradients, under our names, that speculators computes for a wholly supervised document."""
+    counted_R = countable(head, document)
+    # Row i is masked at token i + 1. The last token has none: what follows it is not in the document.
+    mask_L = torch.cat([torch.tensor([False]), counted_R, torch.tensor([False])])
+    one = row([sample(document, mask_L)], len(mask_L) - 1)
+    model = model_of(head, teacher)
+    total = loss(model, one, steps, decay)
+    total.backward()  # type: ignore[no-untyped-call]  # torch's stub
+    p_RV = teacher.logits(document.hidden_states[1:-1, -1].float(), head.target_ids_V).softmax(-1)
+    return total.item() + entropy(p_RV, counted_R, steps, decay), gradients(model)

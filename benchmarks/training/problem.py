@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aerie.draft_models.contract import DraftConfig
 from aerie.draft_models.modeling import Eagle3Head
-from aerie.trainer.draft.capture import Document
+from aerie.trainer.draft.shards import Document
 from aerie.trainer.draft.target import Teacher
 from aerie.trainer.draft.vocab import maps
 
@@ -99,7 +99,7 @@ def _head(config: DraftConfig, teacher: Teacher, draw: torch.Generator) -> Eagle
 
 
 def countable(head: Eagle3Head, document: Document) -> Tensor:
-    """Whether row i of a wholly supervised document counts: token i + 2 exists and its choice can be drafted, [L - 2]."""
+    """Whether row i of a wholly supervised document counts: whether its choice can be drafted, [L - 2]."""
     choices_R = document.choices[1:-1].long()
     return head.t2d[choices_R] if head.config.maps_vocabulary else torch.ones_like(choices_R, dtype=torch.bool)
 
