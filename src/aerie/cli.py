@@ -25,6 +25,8 @@ from aerie.trainer.recipe import RecipeError
 app = typer.Typer(name="aerie", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 train = typer.Typer(no_args_is_help=True, help="Train the main model or a draft from a recipe.")
 app.add_typer(train, name="train")
+draft = typer.Typer(no_args_is_help=True, help="Look at a trained draft.")
+app.add_typer(draft, name="draft")
 
 SOURCES = (
     ("--config FILE", "YAML file of the options below, such as `draft_tokens: 4`; also AERIE_CONFIG."),
@@ -181,6 +183,7 @@ def train_main(recipe: Recipe) -> None:
 def train_draft(
     recipe: Recipe,
     *,
+    prepare: Annotated[bool, typer.Option("--prepare", help="Only make the answers and captured states.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print sizes and times, and run nothing.")] = False,
     device: Annotated[str, typer.Option("--device", help="For --plan: h100, h200 or h20.")] = "h100",
     devices: Annotated[int, typer.Option("--devices", help="For --plan: how many of them.")] = 1,
@@ -193,7 +196,33 @@ def train_draft(
         return
     from aerie.trainer.draft.run import run
 
-    print(run(recipe))
+    print(run(recipe, prepare_only=prepare))
+
+
+@draft.command("verify")
+def draft_verify(
+    folder: Annotated[Path, typer.Argument(metavar="DRAFT", help="Folder of the draft.")],
+    target: Annotated[Path, typer.Option("--target", help="Folder of the main model that it is served with.")],
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="JSONL of chats.", show_default="made-up tokens")
+    ] = None,
+    draft_tokens: Annotated[int, typer.Option("--draft-tokens", min=2, help="K: tokens drafted per step.")] = 4,
+    engine: Annotated[bool, typer.Option(help="Compare logits in vLLM; without, only the files are checked.")] = True,
+) -> NoReturn:
+    """Check that DRAFT fits its target, and that vLLM computes the logits that the trainer does.
+
+    Exits with 0 when all holds, else with 1 and the reason.
+    """
+    from aerie.draft_models.verify import verify
+
+    rendered = None
+    if prompts is not None:
+        from aerie.draft_models.offline import render
+        from aerie.trainer.draft.prompts import load_prompts
+        from aerie.trainer.draft.recipe import JsonlPrompts
+
+        rendered = [ids for _, ids in render(target, load_prompts(JsonlPrompts(path=prompts)))]
+    _leave(verify(folder, target, prompts=rendered, draft_tokens=draft_tokens, engine=engine))
 
 
 @app.command()

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from aerie.draft_models.checkpoint import identify_target, write_draft
+from aerie.draft_models.contract import DraftConfig, tensor_shapes
+from aerie.draft_models.verify import check_files, verify
+
+HIDDEN, VOCAB, LAYERS = 8, 32, 7
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    folder = tmp_path / "target"
+    folder.mkdir()
+    shape = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS}
+    (folder / "config.json").write_text(json.dumps(shape))
+    save_file({"weight": torch.ones(3)}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def draft(tmp_path: Path, target: Path) -> Path:
+    config = DraftConfig(
+        hidden_size=HIDDEN, intermediate_size=12, num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+        vocab_size=VOCAB, draft_vocab_size=VOCAB, target_hidden_size=HIDDEN, aux_hidden_state_layer_ids=(1, 2, 4),
+        gate="elementwise", rms_norm_eps=1e-6, rope_theta=1e4, max_position_embeddings=64,
+        target=identify_target(target),
+    )  # fmt: skip
+    tensors = {name: torch.ones(shape) for name, shape in tensor_shapes(config).items()}
+    tensors["midlayer.self_attn.g_proj.weight"].zero_()
+    write_draft(tmp_path / "draft", config, tensors, {"inputs": {"tokenizer.json": "0" * 64}})
+    return tmp_path / "draft"
+
+
+def failed(draft: Path, target: Path) -> dict[str, str]:
+    return {check.name: check.detail for check in check_files(draft, target) if check.passed is False}
+
+
+def change(draft: Path, name: str, value: float) -> None:
+    tensors = load_file(draft / "model.safetensors")
+    tensors[name].fill_(value)
+    save_file(tensors, draft / "model.safetensors")
+
+
+def test_a_sound_head_passes_and_a_gate_of_zeros_is_sound(
+    draft: Path, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert failed(draft, target) == {}
+    assert verify(draft, target, prompts=None, draft_tokens=4, engine=False) == 0
+    assert "layer ids" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(0.0, "all zeros: norm.weight"), (float("nan"), "not finite: norm.weight")]
+)
+def test_a_dead_norm_fails(
+    draft: Path, target: Path, value: float, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(draft, "norm.weight", value)
+    assert reason in failed(draft, target)["norms"]
+    assert verify(draft, target, prompts=None, draft_tokens=4, engine=False) == 1
+    assert reason in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_other_weights_of_the_target_are_named(draft: Path, target: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, target / "model.safetensors")
+    assert set(failed(draft, target)) == {"target weights"}
+    assert "model.safetensors" in failed(draft, target)["target weights"]
+
+
+def test_another_tokenizer_than_the_training_s_is_named(draft: Path, target: Path) -> None:
+    (target / "tokenizer.json").write_text("{}")
+    assert failed(draft, target) == {"tokenizer": "not the one of the training: tokenizer.json differ"}
+
+
+def test_files_that_contradict_the_configuration_end_the_checks(draft: Path, target: Path) -> None:
+    config = json.loads((draft / "config.json").read_text())
+    (draft / "config.json").write_text(json.dumps(config | {"gate_granularity": "headwise"}))
+    (check,) = check_files(draft, target)
+    assert (check.name, check.passed) == ("shapes", False)
+    assert "g_proj.weight has shape" in check.detail
