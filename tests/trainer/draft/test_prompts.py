@@ -79,6 +79,7 @@ def test_every_turn_stands_on_the_targets_own_answers(target: Path, tmp_path: Pa
     first, second = regenerate(target, [Chat([USER, ASSISTANT, AGAIN])], _answers(), 0.0, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(target)
     said = spoken(tokenizer, first.prompt_ids, first.answer_ids)
+    assert said is not None
     assert said != ASSISTANT["content"]
     history = [USER, {"role": "assistant", "content": said}, AGAIN]
     text = tokenizer.apply_chat_template(history, add_generation_prompt=True, tokenize=False)
