@@ -21,7 +21,7 @@ def ours(head: Eagle3Head, teacher: Teacher, document: Document, steps: int, dec
     """What our trainer computes for one document."""
     head.zero_grad()
     loss = training_time_test(head, teacher, padded([document]), steps, decay).loss
-    loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+    loss.backward()
     gradients = {name: one.grad.clone() for name, one in head.named_parameters() if one.grad is not None}
     head.zero_grad()
     return loss.item(), gradients

@@ -12,9 +12,9 @@ from aerie.trainer.draft import vocab
 from aerie.trainer.draft.capture import read_description
 from aerie.trainer.draft.data import rows_of
 from aerie.trainer.draft.initial import initial_head
+from aerie.trainer.draft.prepared import head_config, prepare
 from aerie.trainer.draft.prompts import load_prompts
 from aerie.trainer.draft.recipe import ClinicPrompts, DraftRecipe, Head
-from aerie.trainer.draft.run import head_config, prepare
 from aerie.trainer.draft.shards import PATTERN, Document, read_shard
 from aerie.trainer.draft.stages import target_hashes
 from aerie.trainer.draft.target import Teacher

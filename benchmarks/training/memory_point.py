@@ -81,7 +81,7 @@ class Pass:
         else:
             row = self.peer.row([self.peer.sample(document)], len(document.token_ids) - 1)
             loss = self.peer.loss(self.model, row, steps, DECAY)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+        loss.backward()
 
 
 def main(

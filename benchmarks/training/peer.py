@@ -149,6 +149,6 @@ def solve(head: Eagle3Head, teacher: Teacher, document: Document, steps: int, de
     one = row([sample(document, mask_L)], len(mask_L) - 1)
     model = model_of(head, teacher)
     total = loss(model, one, steps, decay)
-    total.backward()  # type: ignore[no-untyped-call]  # torch's stub
+    total.backward()
     p_RV = teacher.logits(document.hidden_states[1:-1, -1].float(), head.target_ids_V).softmax(-1)
     return total.item() + entropy(p_RV, counted_R, steps, decay), gradients(model)

@@ -50,7 +50,7 @@ class Ours:
         """Seconds for all documents."""
         began = time.perf_counter()
         for batch in self.batches:
-            training_time_test(self.head, self.teacher, batch, steps, DECAY).loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+            training_time_test(self.head, self.teacher, batch, steps, DECAY).loss.backward()
             self.stepper.step()
         return time.perf_counter() - began
 
@@ -81,6 +81,6 @@ class Theirs:
         for update in self.rows:
             for row in update:
                 loss: Tensor = peer.loss(self.model, row, steps, DECAY) / len(update)
-                loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+                loss.backward()
             self.stepper.step()
         return time.perf_counter() - began

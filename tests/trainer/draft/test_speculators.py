@@ -33,7 +33,8 @@ def computed_now(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python, folder = REPOSITORY / ".venv-oracle/bin/python", tmp_path_factory.mktemp("oracle")
     if not python.exists():
         pytest.skip("speculators is not installed: `make oracle` makes its environment")
-    command = [python, "-m", "aerie.benchmarks.training.oracle", "--out", folder / "now.json", "--gradients", folder]
+    module, out = "aerie.benchmarks.training.oracle", folder / "now.json"
+    command = [str(python), "-m", module, "--out", str(out), "--gradients", str(folder)]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONSAFEPATH": "1"}, cwd=REPOSITORY)
     return folder
 
