@@ -64,8 +64,9 @@ class Capture(Schema):
     engine: Literal["vllm", "transformers"] = "transformers"
     """vLLM with the kernels that serve, for targets of any size; transformers in process for tiny ones."""
     disk_budget_gib: float | None = Field(default=None, gt=0)
-    """Most that the captured states of the training prompts may take on disk. When they take more, they are captured anew each epoch, in chunks of half the budget, while the last chunk is trained on. Shards
-    that an engine is writing come on top. None: no limit."""
+    """Most that the captured states of the training prompts may take on disk. When they take more, they are captured
+    anew each epoch, in chunks of half the budget, while the last chunk is trained on. Shards that an engine is writing
+    come on top. None: no limit."""
     aux_hidden_state_layer_ids: tuple[int, ...] | None = None
     """Id L is the residual stream after L layers; None for Eagle-3's (2, n / 2, n - 3)."""
     batch_tokens: int = Field(default=4096, gt=0)
