@@ -10,18 +10,27 @@ A flash kernel gives the first part with its own log-sum-exp; rescaling by it an
 backward pass of the same kernel, called with the *joint* output and log-sum-exp, yields the joint softmax's exact
 gradients for the block, because it rebuilds P = exp(qk - lse) and D = out . grad from them. No score is stored.
 
+On a CPU that kernel is torch's flash attention, whose mask is a bias of R x L. Elsewhere it is torch's flex attention,
+which gives the log-sum-exp too and differentiates through it; its mask is a function and a table of blocks. Either mask
+is made once for all steps.
+
 Shapes: B documents, G key-value heads, R query rows (query heads of a group x anchors), L keys, D head size, T
 diagonal keys.
 """
 
+import functools
 import math
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask, create_block_mask, flex_attention
 
 _ATEN = torch.ops.aten
+Mask = Tensor | BlockMask
+"""A bias [B, 1, R, L], 0 where a row sees a key and -inf elsewhere, or flex attention's."""
 
 
 class _Context(FunctionCtx):
@@ -68,17 +77,69 @@ class _JointAttention(torch.autograd.Function):
         return dq, dk, dv, ds_BGRT1 * q.unsqueeze(-2), p_BGRT.to(q.dtype).unsqueeze(-1) * grad.unsqueeze(-2), None
 
 
+def causal_mask(rows_BA: Tensor, keys: int, heads: int, dtype: torch.dtype) -> Mask:
+    """What every query row may see of step 0's keys: anchor i those up to position `rows_BA[:, i]`.
+
+    The rows of a group's `heads` query heads lie one after another, R = heads * A.
+    """
+    if rows_BA.device.type == "cpu":
+        hidden_B1AL = torch.arange(keys) > rows_BA[:, None, :, None]
+        bias_B1AL = torch.zeros(hidden_B1AL.shape, dtype=dtype).masked_fill_(hidden_B1AL, float("-inf"))
+        return bias_B1AL.repeat(1, 1, heads, 1)
+    return flex_mask(rows_BA, keys, heads)
+
+
+def flex_mask(rows_BA: Tensor, keys: int, heads: int) -> BlockMask:
+    """The same for flex attention, on any device."""
+    batch, anchors = rows_BA.shape
+
+    def seen(document: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
+        return key <= rows_BA[document, row % anchors]
+
+    return create_block_mask(seen, batch, None, heads * anchors, keys, device=str(rows_BA.device))
+
+
 def joint_attention(
-    q_BGRD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor, k_BGRTD: Tensor, v_BGRTD: Tensor, bias_B1RL: Tensor
+    q_BGRD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor, k_BGRTD: Tensor, v_BGRTD: Tensor, mask: Mask
 ) -> Tensor:
-    """The joint softmax above, [B, G, R, D]; `bias_B1RL` is 0 where a row sees a key of step 0 and -inf elsewhere.
+    """The joint softmax above, [B, G, R, D]; `mask` is what `causal_mask` made on the same device.
 
     Every row must see at least one key of step 0. T may be 0 (step 0 itself).
     """
-    arguments = (q_BGRD, k_BGLD, v_BGLD, k_BGRTD, v_BGRTD, bias_B1RL)
+    arguments = (q_BGRD, k_BGLD, v_BGLD, k_BGRTD, v_BGRTD)
+    if isinstance(mask, BlockMask):
+        # Uncompiled, flex attention stores every score: correct, and only for tests.
+        flex = compiled_flex() if q_BGRD.device.type == "cuda" else flex_attention
+        return joined_with_flex(flex, *arguments, mask)
     if q_BGRD.device.type == "cpu":
-        return cast(Tensor, _JointAttention.apply(*arguments))  # type: ignore[no-untyped-call]  # torch's stub
-    return joint_attention_reference(*arguments)
+        return cast(Tensor, _JointAttention.apply(*arguments, mask))  # type: ignore[no-untyped-call]  # torch's stub
+    return joint_attention_reference(*arguments, mask)
+
+
+@functools.cache
+def compiled_flex() -> Callable[..., tuple[Tensor, AuxOutput]]:
+    """Flex attention as one kernel, for any lengths."""
+    return cast(Callable[..., tuple[Tensor, AuxOutput]], torch.compile(flex_attention, dynamic=True))
+
+
+def joined_with_flex(
+    flex: Callable[..., Any],
+    q_BGRD: Tensor,
+    k_BGLD: Tensor,
+    v_BGLD: Tensor,
+    k_BGRTD: Tensor,
+    v_BGRTD: Tensor,
+    mask: BlockMask,
+) -> Tensor:
+    """The joint softmax from a block that knows its log-sum-exp; autograd follows both."""
+    scale = 1 / math.sqrt(q_BGRD.shape[-1])
+    block, aux = flex(q_BGRD, k_BGLD, v_BGLD, block_mask=mask, scale=scale, return_aux=AuxRequest(lse=True))
+    lse_BGR1 = aux.lse.unsqueeze(-1)
+    diagonal_BGRT = (q_BGRD.unsqueeze(-2) * k_BGRTD).sum(-1).float() * scale
+    joint_BGR1 = torch.logsumexp(torch.cat([lse_BGR1, diagonal_BGRT], dim=-1), dim=-1, keepdim=True)
+    p_BGRT = torch.exp(diagonal_BGRT - joint_BGR1).to(block.dtype)
+    out: Tensor = block * torch.exp(lse_BGR1 - joint_BGR1).to(block.dtype)
+    return out + (p_BGRT.unsqueeze(-1) * v_BGRTD).sum(-2)
 
 
 def joint_attention_reference(

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aerie.draft_models.contract import DraftConfig
-from aerie.draft_models.joint_attention import joint_attention
+from aerie.draft_models.joint_attention import Mask, causal_mask, joint_attention
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -82,8 +82,8 @@ class Unrolled:
 
     keys_BGLD: Tensor
     values_BGLD: Tensor
-    bias_B1RL: Tensor
-    """Step 0's causal mask, repeated for each query head of a group."""
+    mask: Mask
+    """What each row sees of step 0's keys."""
     positions_BR: Tensor
     embedded_BRW: Tensor
     """The embeddings' share of every row's projections, with one row more per step; step s reads it from row s on."""
@@ -128,7 +128,7 @@ class Eagle3Head(nn.Module):
     @property
     def target_ids_V(self) -> Tensor:  # noqa: N802 -- shape suffix
         """The target's token id of every draft id."""
-        identity = torch.arange(self.config.draft_vocab_size)
+        identity = torch.arange(self.config.draft_vocab_size, device=self.embed_WH.device)
         return identity + self.d2t if self.config.maps_vocabulary else identity
 
     def fuse(self, aux_BLA: Tensor) -> Tensor:
@@ -188,15 +188,13 @@ class Eagle3Head(nn.Module):
         keys = self._placed(attention.k_proj(x_BL2H), attention.k_norm, cos, sin).transpose(1, 2)
         values = self._heads(attention.v_proj(x_BL2H)).to(cos.dtype).transpose(1, 2)
         group = config.num_attention_heads // config.num_key_value_heads
-        hidden_keys = torch.arange(length) > rows_BR[:, None, :, None]
-        bias_B1RL = torch.zeros(hidden_keys.shape, dtype=keys.dtype).masked_fill_(hidden_keys, float("-inf"))
         weights = attention.query_weights()
         embedded = layer.input_layernorm(F.embedding(next_ids_BL.gather(1, rows_BR), self.embed_WH))
         embedded_BRW = F.linear(embedded, weights[:, : config.hidden_size])
         return Unrolled(
             keys_BGLD=keys,
             values_BGLD=values,
-            bias_B1RL=bias_B1RL.repeat(1, 1, group, 1),
+            mask=causal_mask(rows_BR, length, group, keys.dtype),
             positions_BR=rows_BR,
             embedded_BRW=F.pad(embedded_BRW, (0, 0, 0, steps)),
             weights_WH=weights[:, config.hidden_size :].contiguous(),
@@ -223,7 +221,7 @@ class Eagle3Head(nn.Module):
             state.values_BGLD,
             torch.stack(state.step_keys, dim=-2) if s else empty,
             torch.stack(state.step_values, dim=-2) if s else empty,
-            state.bias_B1RL,
+            state.mask,
         )
         out = out.unflatten(2, (-1, rows)).permute(0, 3, 1, 2, 4).reshape(batch, rows, -1, config.head_dim)
         return self._finish(out, gate if config.gate != "none" else None, residual)

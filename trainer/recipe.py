@@ -7,8 +7,10 @@ from typing import Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from aerie.trainer.errors import TrainerError
 
-class RecipeError(ValueError):
+
+class RecipeError(TrainerError, ValueError):
     """A recipe that cannot be obeyed; the text names the option and the fix."""
 
 

@@ -20,7 +20,7 @@ import aerie
 from aerie.quant.errors import QuantError
 from aerie.server import settings
 from aerie.server.errors import BadOption, EngineFailed
-from aerie.trainer.recipe import RecipeError
+from aerie.trainer.errors import TrainerError
 
 app = typer.Typer(name="aerie", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 train = typer.Typer(no_args_is_help=True, help="Train the main model or a draft from a recipe.")
@@ -42,7 +42,7 @@ def main() -> None:
     """Entry point. Every mistake of the user's is one line on stderr and exit status 2."""
     try:
         status = app(standalone_mode=False)
-    except (BadOption, EngineFailed, QuantError, RecipeError, TyperException) as error:
+    except (BadOption, EngineFailed, QuantError, TrainerError, TyperException) as error:
         status = _complain(error)
     except (typer.Abort, KeyboardInterrupt):
         status = 130

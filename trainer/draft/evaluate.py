@@ -14,6 +14,7 @@ from torch import Tensor
 from aerie.draft_models.modeling import Eagle3Head
 from aerie.trainer.draft.data import Captured, plan
 from aerie.trainer.draft.loss import training_time_test
+from aerie.trainer.draft.parallel import moved
 from aerie.trainer.draft.target import Teacher
 
 
@@ -52,11 +53,11 @@ def evaluate(
     right_S, seen_S = torch.zeros(steps), torch.zeros(steps)
     histograms = [torch.zeros(drafted + 1, dtype=torch.long) for drafted in range(1, steps + 1)]
     for indices in plan(data.row_counts, batch_rows, seed=0, epoch=0):
-        batch = data.batch(indices)
+        batch = moved(data.batch(indices), head.embed_WH.device)
         outcome = training_time_test(head, teacher, batch, steps, decay)
         done = len(outcome.hits_SBR)
-        right_S[:done] += outcome.hits_SBR.flatten(1).sum(1)
-        seen_S[:done] += outcome.chained_SBR.flatten(1).sum(1)
+        right_S[:done] += outcome.hits_SBR.flatten(1).sum(1).cpu()
+        seen_S[:done] += outcome.chained_SBR.flatten(1).sum(1).cpu()
         rows_B = batch.row_mask_BR.sum(1).tolist()
         losses, weights = losses + float(outcome.loss) * sum(rows_B), weights + sum(rows_B)
         for drafted, histogram in enumerate(histograms, 1):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from aerie.draft_models.checkpoint import write_draft
 from aerie.draft_models.modeling import Eagle3Head
@@ -20,7 +21,11 @@ def export(
     data: Mapping[str, Any],
 ) -> None:
     """Write `directory` atomically: config.json, model.safetensors, and provenance.json with the training's curve."""
-    dtype = torch.bfloat16 if weights == "bfloat16" else torch.float32
-    tensors = {name: x.to(dtype) if x.is_floating_point() else x for name, x in head.state_dict().items()}
     record = {**provenance, "data": {key: data[key] for key in ("documents", "tokens", "supervised_tokens")}}
-    write_draft(directory, head.config, tensors, {**record, "curve": history})
+    write_draft(directory, head.config, tensors_of(head, weights), {**record, "curve": history})
+
+
+def tensors_of(head: Eagle3Head, weights: Literal["bfloat16", "float32"]) -> dict[str, Tensor]:
+    """The checkpoint's tensors, on the CPU."""
+    dtype = torch.bfloat16 if weights == "bfloat16" else torch.float32
+    return {name: (x.to(dtype) if x.is_floating_point() else x).cpu() for name, x in head.state_dict().items()}

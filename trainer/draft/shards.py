@@ -26,11 +26,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from aerie.trainer.errors import TrainerError
+
 PATTERN = "hs_*.safetensors"
 _PARTS = ("hidden_states", "token_ids", "supervised", "choices")
 
 
-class DataError(ValueError):
+class DataError(TrainerError, ValueError):
     """Captured data that cannot be trained on, or cannot be stored."""
 
 

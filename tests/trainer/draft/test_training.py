@@ -2,6 +2,7 @@
 """Whole trainings on a tiny target: from prompts to a checkpoint, resumed, repeated, compared."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,49 +12,43 @@ from torch import Tensor
 from aerie.draft_models.checkpoint import read_draft, verify_draft
 from aerie.draft_models.contract import GateKind
 from aerie.draft_models.modeling import Eagle3Head
-from aerie.trainer.draft.capture import layer_ids, read_description
-from aerie.trainer.draft.data import Captured
+from aerie.trainer.draft.capture import layer_ids
 from aerie.trainer.draft.evaluate import evaluate, walk
-from aerie.trainer.draft.initial import GATE, initial_head
-from aerie.trainer.draft.loop import TrainingError, schedule, train
+from aerie.trainer.draft.initial import GATE
+from aerie.trainer.draft.loop import TrainingError, train
+from aerie.trainer.draft.phases import schedule
+from aerie.trainer.draft.prepared import Prepared
 from aerie.trainer.draft.prompts import load_prompts
 from aerie.trainer.draft.recipe import DraftRecipe, Head, JsonlPrompts, Training
 from aerie.trainer.draft.regenerate import read_answers
-from aerie.trainer.draft.run import head_config, prepare, run, run_recipe
-from aerie.trainer.draft.stages import target_hashes
-from aerie.trainer.draft.target import Teacher, load_target
-from aerie.trainer.draft.vocab import choose
+from aerie.trainer.draft.run import run, run_recipe
+from aerie.trainer.draft.target import load_target
 from aerie.trainer.recipe import RecipeError
 
-
-class Bench:
-    """What every training of this file shares."""
-
-    def __init__(self, recipe: DraftRecipe) -> None:
-        hashes = target_hashes(recipe.target)
-        self.recipe = recipe
-        self.folder = prepare(recipe, load_prompts(recipe.prompts), 0.0, hashes)
-        self.data = Captured(self.folder)
-        self.validation = Captured(prepare(recipe, load_prompts(recipe.validation), 0.0, hashes))
-        self.teacher = Teacher.load(self.folder / "teacher.safetensors")
-
-    def head(self, gate: GateKind, seed: int = 0) -> Eagle3Head:
-        settings = Head(gate=gate, draft_vocab_size=96)
-        config = head_config(settings, read_description(self.folder), None)
-        counts = self.data.token_counts(config.vocab_size, supervised_only=True)
-        return initial_head(config, self.teacher, choose(counts, counts, 96), seed)
-
-    def train(
-        self, head: Eagle3Head, checkpoint: Path, stop_after: int | None = None, **changes: object
-    ) -> dict[str, Tensor]:
-        training = Training.model_validate(self.recipe.training.model_dump() | changes)
-        train(head, self.teacher, self.data, self.validation, training, checkpoint, stop_after)
-        return head.state_dict()
+Weights = dict[str, Tensor]
+Run = Callable[..., Weights]
+STEPS, DECAY, ROWS = 3, 0.8, 64
 
 
 @pytest.fixture(scope="module")
-def bench(recipe: DraftRecipe) -> Bench:
-    return Bench(recipe)
+def ready(recipe: DraftRecipe) -> Prepared:
+    return Prepared.of(recipe)
+
+
+def _head(ready: Prepared, gate: GateKind, seed: int = 0) -> Eagle3Head:
+    return ready.head(Head(gate=gate, draft_vocab_size=96), seed, Path())
+
+
+@pytest.fixture
+def run_training(recipe: DraftRecipe, ready: Prepared) -> Run:
+    """Train a head with the recipe's settings, changed; returns its weights."""
+
+    def run(head: Eagle3Head, checkpoint: Path, stop_after: int | None = None, **changes: object) -> Weights:
+        training = Training.model_validate(recipe.training.model_dump() | changes)
+        state = train(head, ready.teacher, ready.data, ready.validation, training, checkpoint, stop_after)
+        return state.head.state_dict()
+
+    return run
 
 
 def _same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -86,20 +81,20 @@ def test_trainings_share_captured_data(recipe: DraftRecipe, tmp_path: Path) -> N
     assert {path.name for path in recipe.work.glob("c*")} == made
 
 
-def test_resuming_is_bit_identical(bench: Bench, tmp_path: Path) -> None:
-    whole = bench.train(bench.head("elementwise"), tmp_path / "whole.pt")
-    bench.train(bench.head("elementwise"), tmp_path / "cut.pt", stop_after=7, checkpoint_every=5)
+def test_resuming_is_bit_identical(ready: Prepared, run_training: Run, tmp_path: Path) -> None:
+    whole = run_training(_head(ready, "elementwise"), tmp_path / "whole.pt")
+    run_training(_head(ready, "elementwise"), tmp_path / "cut.pt", stop_after=7, checkpoint_every=5)
     saved = torch.load(tmp_path / "cut.pt", weights_only=True)
-    assert saved["update"] == 5
-    resumed = bench.train(bench.head("elementwise"), tmp_path / "cut.pt", checkpoint_every=5)
+    assert saved["progress"]["update"] == 5
+    resumed = run_training(_head(ready, "elementwise"), tmp_path / "cut.pt", checkpoint_every=5)
     assert _same(whole, resumed)
-    last = [torch.load(tmp_path / name, weights_only=True)["history"] for name in ("whole.pt", "cut.pt")]
+    last = [torch.load(tmp_path / name, weights_only=True)["progress"]["history"] for name in ("whole.pt", "cut.pt")]
     assert last[0] == last[1]
 
 
-def test_a_seed_decides_everything(bench: Bench, tmp_path: Path) -> None:
+def test_a_seed_decides_everything(ready: Prepared, run_training: Run, tmp_path: Path) -> None:
     first, again, other = (
-        bench.train(bench.head("none", seed), tmp_path / f"{name}.pt", seed=seed)
+        run_training(_head(ready, "none", seed), tmp_path / f"{name}.pt", seed=seed)
         for name, seed in (("first", 0), ("again", 0), ("other", 1))
     )
     assert _same(first, again)
@@ -107,68 +102,68 @@ def test_a_seed_decides_everything(bench: Bench, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gate", ["elementwise", "headwise"])
-def test_a_gated_head_starts_as_a_plain_one(bench: Bench, gate: GateKind, tmp_path: Path) -> None:
-    gated, plain = bench.head(gate), bench.head("none")
-    measured = [evaluate(head, bench.teacher, bench.validation, 3, 0.8, 64) for head in (gated, plain)]
+def test_a_gated_head_starts_as_a_plain_one(ready: Prepared, run_training: Run, gate: GateKind, tmp_path: Path) -> None:
+    gated, plain = _head(ready, gate), _head(ready, "none")
+    measured = [evaluate(head, ready.teacher, ready.validation, STEPS, DECAY, ROWS) for head in (gated, plain)]
     assert measured[0] == measured[1]
     # And with a gate that hardly moves it trains like one, but for the share of the gradient's norm.
     ways = [
-        bench.train(head, tmp_path / f"{head.config.gate}.pt", gate_learning_rate=1e-12, clip=1e9, epochs=1)
+        run_training(head, tmp_path / f"{head.config.gate}.pt", gate_learning_rate=1e-12, clip=1e9, epochs=1)
         for head in (gated, plain)
     ]
     assert ways[0][GATE].abs().max() < 1e-9
     torch.testing.assert_close(ways[0]["fc.weight"], ways[1]["fc.weight"], atol=2e-3, rtol=0)
 
 
-def test_it_learns(bench: Bench, tmp_path: Path) -> None:
-    head = bench.head("elementwise")
-    before = evaluate(head, bench.teacher, bench.data, 3, 0.8, 64)
-    bench.train(head, tmp_path / "learn.pt", epochs=12)
-    after = evaluate(head, bench.teacher, bench.data, 3, 0.8, 64)
+def test_it_learns(ready: Prepared, run_training: Run, tmp_path: Path) -> None:
+    head = _head(ready, "elementwise")
+    before = evaluate(head, ready.teacher, ready.data, STEPS, DECAY, ROWS)
+    run_training(head, tmp_path / "learn.pt", epochs=12, keep="last")
+    after = evaluate(head, ready.teacher, ready.data, STEPS, DECAY, ROWS)
     assert after.loss < 0.9 * before.loss
     assert after.accuracy_S[0] > before.accuracy_S[0] + 0.1
 
 
-def test_bfloat16_products_learn_the_same(bench: Bench, tmp_path: Path) -> None:
+def test_bfloat16_products_learn_the_same(ready: Prepared, run_training: Run, tmp_path: Path) -> None:
     lengths = []
     for precision in ("float32", "bfloat16"):
-        head = bench.head("elementwise")
-        bench.train(head, tmp_path / f"{precision}.pt", precision=precision)
+        head = _head(ready, "elementwise")
+        run_training(head, tmp_path / f"{precision}.pt", precision=precision)
         assert head.fc.weight.dtype == torch.float32
-        lengths.append(evaluate(head, bench.teacher, bench.data, 3, 0.8, 64).loss)
+        lengths.append(evaluate(head, ready.teacher, ready.data, STEPS, DECAY, ROWS).loss)
     assert lengths[1] == pytest.approx(lengths[0], rel=0.02)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_training(bench: Bench, tmp_path: Path) -> None:
-    head = bench.head("none")
+def test_a_loss_that_is_not_a_number_stops_the_training(ready: Prepared, run_training: Run, tmp_path: Path) -> None:
+    head = _head(ready, "none")
     with torch.no_grad():
         head.fc.weight.fill_(float("nan"))
     with pytest.raises(TrainingError, match="learning_rate"):
-        bench.train(head, tmp_path / "nan.pt")
+        run_training(head, tmp_path / "nan.pt")
 
 
-def test_captured_states_are_the_targets(bench: Bench) -> None:
-    model = load_target(bench.recipe.target)
-    answers = next(bench.recipe.work.glob("answers-*/answers.jsonl"))
+def test_captured_states_are_the_targets(ready: Prepared, recipe: DraftRecipe) -> None:
+    model = load_target(recipe.target)
+    answers = next(recipe.work.glob("answers-*/answers.jsonl"))
     known = {
         tuple(one.prompt_ids + one.answer_ids)
         for path in answers.parent.parent.glob("answers-*/*.jsonl")
         for one in read_answers(path)
     }
-    for document in bench.data._documents:
+    for document in ready.data._documents:
         ids = document.token_ids.long()
         assert tuple(ids.tolist()) in known
         with torch.inference_mode():
             output = model(ids[None], output_hidden_states=True)
         expected = torch.stack([output.hidden_states[layer][0] for layer in (2, 3, 4)], dim=1)
         torch.testing.assert_close(document.hidden_states[:, :-1].float(), expected, atol=2e-2, rtol=1e-2)
-        logits = bench.teacher.logits(document.hidden_states[:, -1].float())
+        logits = ready.teacher.logits(document.hidden_states[:, -1].float())
         torch.testing.assert_close(logits, output.logits[0], atol=0.1, rtol=2e-2)
         assert document.choices.tolist() == output.logits[0].argmax(-1).tolist()
 
 
-def test_greedy_answers_are_the_targets_choices(bench: Bench) -> None:
-    for document in bench.validation._documents:
+def test_greedy_answers_are_the_targets_choices(ready: Prepared) -> None:
+    for document in ready.validation._documents:
         answer = torch.nonzero(document.supervised).flatten()
         assert document.token_ids[answer].tolist() == document.choices[answer - 1].tolist()
 
@@ -178,8 +173,8 @@ def test_the_engines_walk() -> None:
     assert walk([2, 9, 9, 0, 1, 9], 6) == [2, 0, 1]
 
 
-def test_simulated_acceptance_adds_up(bench: Bench) -> None:
-    acceptance = evaluate(bench.head("none"), bench.teacher, bench.validation, 3, 0.8, 64)
+def test_simulated_acceptance_adds_up(ready: Prepared) -> None:
+    acceptance = evaluate(_head(ready, "none"), ready.teacher, ready.validation, STEPS, DECAY, ROWS)
     assert acceptance.length_K[-1] == pytest.approx(1 + sum(acceptance.accepted_at_S))
     assert acceptance.length_K == sorted(acceptance.length_K)
 
