@@ -56,9 +56,16 @@ class Prepared:
         # Its states are read once an epoch, so they are kept whatever the budget.
         kept = recipe.model_copy(update={"capture": recipe.capture.model_copy(update={"disk_budget_gib": None})})
         held_back = prepare(kept, validated, 0.0, files, make)
+        data = open_source(captured, recipe.target, recipe.capture)
+        if isinstance(data, Streamed) and not make:
+            data.close()
+            raise RecipeError(
+                "capture.disk_budget_gib: the states do not fit and would be streamed by an engine of every process; "
+                "raise the budget, or train with one process"
+            )
         return cls(
             folders=(captured, held_back),
-            data=open_source(captured, recipe.target, recipe.capture),
+            data=data,
             validation=Captured(held_back),
             teacher=Teacher.load(captured / TEACHER),
             description=read_description(captured),
