@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from aerie.draft_models.contract import DraftConfig, tensor_shapes
 from aerie.trainer.draft.capture import layer_ids
+from aerie.trainer.draft.prepared import head_config
 from aerie.trainer.draft.recipe import DraftRecipe
-from aerie.trainer.draft.run import head_config
 from aerie.trainer.recipe import RecipeError
 
 if TYPE_CHECKING:
@@ -261,7 +261,8 @@ def saved_bytes(
     output, what o_proj reads) and g gates. Step s attends to s diagonal keys and values of all heads: in all
     S (S - 1) N D. The causal bias, once: N / G R L. The gradient of the output rows, one for each step: V H.
     An element takes 4 bytes. Under bfloat16's autocast SwiGLU, gates, output rows and about half of what projections
-    read take 2, and the head's weights have a copy of 2 bytes.
+    read take 2, and the head's weights have a copy of 2 bytes. The projections of a row are joined, W = (N + 2 G) D + g
+    rows in all: 12 W H, or under autocast, which keeps no copy of what is no parameter, 2 W H in every step.
     """
     half = precision == "bfloat16"
     hidden, inner = head.hidden_size, head.num_attention_heads * head.head_dim
@@ -270,8 +271,9 @@ def saved_bytes(
     diagonal = 4 * steps * (steps - 1) * inner
     bias = 4 * head.num_attention_heads // head.num_key_value_heads * length
     output = (2 if half else 4) * steps * head.draft_vocab_size * hidden
-    copy = 2 * sum(head_parts(head).values()) if half else 0
-    return rows * (steps * row + diagonal + bias) + output + copy
+    joined = (inner + 2 * head.num_key_value_heads * head.head_dim + head.gate_size) * hidden
+    copies = 2 * sum(head_parts(head).values()) + 2 * (steps + 1) * joined if half else 12 * joined
+    return rows * (steps * row + diagonal + bias) + output + copies
 
 
 def head_parts(head: DraftConfig) -> dict[str, int]:
