@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,14 @@ def test_files_that_contradict_the_configuration_end_the_checks(draft: Path, tar
     (check,) = check_files(draft, target)
     assert (check.name, check.passed) == ("shapes", False)
     assert "g_proj.weight has shape" in check.detail
+
+
+def test_the_command_tells_by_its_status(draft: Path, target: Path) -> None:
+    command = [sys.executable, "-P", "-m", "aerie", "draft", "verify", str(draft), "--target", str(target)]
+    sound = subprocess.run([*command, "--no-engine"], capture_output=True, text=True, check=False)
+    assert (sound.returncode, sound.stderr) == (0, "")
+    change(draft, "norm.weight", 0.0)
+    # A head whose files are wrong is not served at all.
+    broken = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert broken.returncode == 1
+    assert "norms: all zeros: norm.weight" in broken.stdout.splitlines()[-1]

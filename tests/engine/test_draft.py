@@ -13,6 +13,8 @@ from transformers import Qwen3ForCausalLM
 from aerie.draft_models.checkpoint import read_draft
 from aerie.draft_models.contract import GateKind
 from aerie.draft_models.modeling import Eagle3Head
+from aerie.draft_models.offline import OfflineEngine
+from aerie.draft_models.parity import States, compare
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -190,26 +192,13 @@ def test_greedy_neighbours_of_sampling_requests_are_undisturbed(served: Served, 
     assert [list(request.outputs[0].token_ids) for request in requests[::2]] == undrafted[::2]
 
 
-class Recorder:
-    """Watches the drafter: one entry per proposal, with its draft-vocabulary logits and where it stood."""
+def aux_states(target: Qwen3ForCausalLM, layers: Sequence[int]) -> States:
+    @torch.no_grad()
+    def states(tokens_L: torch.Tensor) -> torch.Tensor:
+        every = target(tokens_L[None], output_hidden_states=True).hidden_states
+        return torch.cat([every[layer][0] for layer in layers], dim=-1)
 
-    def __init__(self) -> None:
-        self.proposals: list[list[dict[str, torch.Tensor]]] = []
-
-    def attach(self, worker: Any) -> list[Any]:  # noqa: ANN401 -- vLLM's worker
-        model = worker.model_runner.drafter.model
-        return [
-            model.model.fc.register_forward_hook(lambda *_: self.proposals.append([])),
-            model.register_forward_pre_hook(self._on_step, with_kwargs=True),
-            model.logits_processor.register_forward_hook(self._on_logits),
-        ]
-
-    def _on_step(self, module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
-        step = {name: kwargs[name].clone() for name in ("input_ids", "positions")}
-        self.proposals[-1].append(step)
-
-    def _on_logits(self, module: object, args: object, logits_1V: torch.Tensor) -> None:
-        self.proposals[-1][-1]["logits"] = logits_1V.clone()
+    return states
 
 
 def test_served_logits_are_the_trainer_s(served: Served, target: Qwen3ForCausalLM) -> None:
@@ -220,27 +209,16 @@ def test_served_logits_are_the_trainer_s(served: Served, target: Qwen3ForCausalL
     config, tensors = read_draft(served.draft)
     head = Eagle3Head(config, target.model.embed_tokens.weight)
     head.load_state_dict(tensors)
-    recorder = Recorder()
-    (hooks,) = served.llm.collective_rpc(recorder.attach)
-    # In one chunk: where a chunk ends, runner V1 feeds the draft the prompt's last token in place of the next one.
+    engine = OfflineEngine(served.llm)
     (prompt,) = random_prompts([CHUNK - 20])
-    (output,) = generate(served.llm, [prompt], temperature=0, max_tokens=24)
-    for hook in hooks:
-        hook.remove()
-
-    tokens_L = torch.tensor([*prompt, *output])
-    with torch.no_grad():
-        states = target(tokens_L[None], output_hidden_states=True).hidden_states
-    aux_LA = torch.cat([states[layer][0] for layer in config.aux_hidden_state_layer_ids], dim=-1)
-    compared = 0
-    for proposal in recorder.proposals:
-        # The first recurrent step stands right behind the tokens whose states are known.
-        known = int(proposal[1]["positions"][0])
-        if known + 1 > len(tokens_L):
-            continue
-        drafted_S, logits_SV = head.chain(tokens_L[1 : known + 1], aux_LA[:known], DRAFT_TOKENS)
-        served_SV = torch.cat([step["logits"] for step in proposal])
-        torch.testing.assert_close(served_SV, logits_SV, rtol=0, atol=LOGIT_TOLERANCE)
-        assert [int(step["input_ids"][0]) for step in proposal[1:]] == drafted_S[:-1].tolist()
-        compared += 1
-    assert compared > 8
+    computed = compare(engine, head, prompt, DRAFT_TOKENS, aux_states(target, config.aux_hidden_state_layer_ids))
+    recorded = compare(engine, head, prompt, DRAFT_TOKENS)
+    for parity in (computed, recorded):
+        assert parity.proposals > 6
+        assert parity.difference < LOGIT_TOLERANCE
+        assert parity.same_drafts == parity.drafts
+    # Power: another layer's states, or another gate, are noticed.
+    shifted = [layer - 1 for layer in config.aux_hidden_state_layer_ids]
+    assert not compare(engine, head, prompt, DRAFT_TOKENS, aux_states(target, shifted)).holds
+    head.midlayer.self_attn.o_proj.weight.data.mul_(1.01)
+    assert not compare(engine, head, prompt, DRAFT_TOKENS).holds
