@@ -83,7 +83,7 @@ class Target:
 
     def flops(self, context: int) -> float:
         """Of one token's forward pass: 2 per active weight, and 4 N D per layer and token it attends to."""
-        attended = self.layers * self.shape["num_attention_heads"] * self.shape["head_dim"] * context
+        attended: float = self.layers * self.shape["num_attention_heads"] * self.shape["head_dim"] * context
         return 2 * self.active + 4 * attended
 
 
