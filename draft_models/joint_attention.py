@@ -109,7 +109,7 @@ def joint_attention(
     arguments = (q_BGRD, k_BGLD, v_BGLD, k_BGRTD, v_BGRTD)
     if isinstance(mask, BlockMask):
         # Uncompiled, flex attention stores every score: correct, and only for tests.
-        flex = compiled_flex() if q_BGRD.device.type == "cuda" else flex_attention
+        flex: Any = compiled_flex() if q_BGRD.device.type == "cuda" else flex_attention
         return joined_with_flex(flex, *arguments, mask)
     if q_BGRD.device.type == "cpu":
         return cast(Tensor, _JointAttention.apply(*arguments, mask))  # type: ignore[no-untyped-call]  # torch's stub

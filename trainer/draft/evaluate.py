@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from aerie.draft_models.modeling import Eagle3Head
-from aerie.trainer.draft.data import Captured, plan
+from aerie.trainer.draft.data import Source
 from aerie.trainer.draft.loss import training_time_test
 from aerie.trainer.draft.parallel import moved
 from aerie.trainer.draft.target import Teacher
@@ -45,14 +45,12 @@ def walk(accepted_R: list[int], rows: int) -> list[int]:
 
 
 @torch.no_grad()
-def evaluate(
-    head: Eagle3Head, teacher: Teacher, data: Captured, steps: int, decay: float, batch_rows: int
-) -> Acceptance:
+def evaluate(head: Eagle3Head, teacher: Teacher, data: Source, steps: int, decay: float, batch_rows: int) -> Acceptance:
     """Run every document once."""
     losses, weights = 0.0, 0
     right_S, seen_S = torch.zeros(steps), torch.zeros(steps)
     histograms = [torch.zeros(drafted + 1, dtype=torch.long) for drafted in range(1, steps + 1)]
-    for indices in plan(data.row_counts, batch_rows, seed=0, epoch=0):
+    for indices in data.plan(batch_rows, seed=0, epoch=0):
         batch = moved(data.batch(indices), head.embed_WH.device)
         outcome = training_time_test(head, teacher, batch, steps, decay)
         done = len(outcome.hits_SBR)

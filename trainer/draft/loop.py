@@ -185,7 +185,7 @@ class Trainer:
             with autocast:
                 outcome: Outcome = self.module(batch, counts_S, phase.name == "on_policy")
             # Data parallelism averages over processes, but `counts_S` divides by the rows of all of them.
-            (outcome.loss * (self.processes.count if counted else 0)).backward()  # type: ignore[no-untyped-call]  # torch
+            (outcome.loss * (self.processes.count if counted else 0)).backward()
         return outcome
 
     def _step(self, loss: Tensor) -> None:
@@ -232,10 +232,11 @@ class Trainer:
 
 def waited_long_enough(history: Sequence[Entry], phase: str, patience: int | None) -> bool:
     """Whether the last `patience` epochs of the phase were no better than one before them."""
-    lengths = [entry["length_K"][-1] for entry in history if entry["phase"] == phase]
+    lengths: list[float] = [entry["length_K"][-1] for entry in history if entry["phase"] == phase]
     if patience is None or len(lengths) <= patience:
         return False
-    return max(lengths[-patience:]) <= max(lengths[:-patience])
+    best: float = max(lengths[:-patience])
+    return max(lengths[-patience:]) <= best
 
 
 def train(

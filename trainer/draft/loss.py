@@ -60,7 +60,8 @@ class _Divergence(torch.autograd.Function):
         loss = torch.dot(loss_M, weight_M)
         if any(ctx.needs_input_grad):
             dz_MV = dz_MV.mul_(weight_M[:, None]).to(head_VH.dtype)
-            d_head_VH = dz_MV.T @ normed_MH if ctx.needs_input_grad[1] else None
+            # Output rows that are frozen need no gradient, a third of the loss's work.
+            d_head_VH = dz_MV.T @ normed_MH if ctx.needs_input_grad[1] else head_VH.new_empty(0)
             ctx.save_for_backward(dz_MV @ head_VH, d_head_VH)
         ctx.mark_non_differentiable(predicted_M)
         return loss, predicted_M
@@ -68,7 +69,8 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: _Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         d_normed_MH, d_head_VH = ctx.saved_tensors
-        return d_normed_MH * grads[0], None if d_head_VH is None else d_head_VH * grads[0], None, None, None
+        d_head = d_head_VH * grads[0] if ctx.needs_input_grad[1] else None
+        return d_normed_MH * grads[0], d_head, None, None, None
 
 
 def _by_acceptance(kind: Divergence, q_MV: Tensor, p_MV: Tensor, cross_M: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,8 @@ class Processes:
 
     def __init__(self, accumulate: int, sharding: Sharding) -> None:
         self._state = PartialState(cpu=not torch.cuda.is_available())
-        self.count, self.rank = self._state.num_processes, self._state.process_index
+        self.count: int = self._state.num_processes
+        self.rank: int = self._state.process_index
         self.device: torch.device = self._state.device
         self.sharding: Sharding = sharding if self.count > 1 else "none"
         if accumulate % self.count:

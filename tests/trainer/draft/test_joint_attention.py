@@ -66,12 +66,13 @@ def test_flex_differentiates_like_the_reference_on_a_gpu(diagonal: int) -> None:
     rows = torch.arange(40, device="cuda").repeat(2, 1)
     shapes = [(80, 32), (40, 32), (40, 32), (80, diagonal, 32), (80, diagonal, 32)]
     tensors = [torch.randn((2, 3, *shape), device="cuda", requires_grad=True) for shape in shapes]
+    q, k, v, k_t, v_t = tensors
     hidden = torch.arange(40, device="cuda") > rows.repeat(1, 2)[:, None, :, None]
     bias = torch.zeros(hidden.shape, device="cuda").masked_fill(hidden, float("-inf"))
     weight = torch.randn(2, 3, 80, 32, device="cuda")
     outs = [
-        joint_attention(*tensors, causal_mask(rows, 40, 2, torch.float32)),
-        joint_attention_reference(*tensors, bias),
+        joint_attention(q, k, v, k_t, v_t, causal_mask(rows, 40, 2, torch.float32)),
+        joint_attention_reference(q, k, v, k_t, v_t, bias),
     ]
     results = [[out, *torch.autograd.grad((out * weight).sum(), tensors)] for out in outs]
     for ours, expected in zip(*results, strict=True):

@@ -11,7 +11,7 @@ from aerie.draft_models.checkpoint import read_draft
 from aerie.draft_models.contract import GateKind
 from aerie.draft_models.modeling import Eagle3Head
 from aerie.trainer.draft import lora
-from aerie.trainer.draft.data import Captured
+from aerie.trainer.draft.data import Source
 from aerie.trainer.draft.evaluate import evaluate
 from aerie.trainer.draft.initial import GATE, OUTPUT, warm_start
 from aerie.trainer.draft.loop import State, Trainer, train, waited_long_enough
@@ -44,7 +44,7 @@ def _train(ready: Prepared, head: Eagle3Head, path: Path, settings: Training, **
     return train(head, ready.teacher, ready.data, ready.validation, training, path)
 
 
-def _length(head: Eagle3Head, ready: Prepared, data: Captured) -> float:
+def _length(head: Eagle3Head, ready: Prepared, data: Source) -> float:
     return evaluate(head, ready.teacher, data, STEPS, DECAY, 2 * ROWS).length_K[-1]
 
 

@@ -13,6 +13,7 @@ from aerie.draft_models.checkpoint import read_draft, verify_draft
 from aerie.draft_models.contract import GateKind
 from aerie.draft_models.modeling import Eagle3Head
 from aerie.trainer.draft.capture import layer_ids
+from aerie.trainer.draft.data import Captured
 from aerie.trainer.draft.evaluate import evaluate, walk
 from aerie.trainer.draft.initial import GATE
 from aerie.trainer.draft.loop import TrainingError, train
@@ -143,6 +144,7 @@ def test_a_loss_that_is_not_a_number_stops_the_training(ready: Prepared, run_tra
 
 
 def test_captured_states_are_the_targets(ready: Prepared, recipe: DraftRecipe) -> None:
+    assert isinstance(ready.data, Captured)
     model = load_target(recipe.target)
     answers = next(recipe.work.glob("answers-*/answers.jsonl"))
     known = {
