@@ -102,10 +102,9 @@ def test_the_plot_is_sound_xml_with_every_domain_position_and_curve(journal: Jou
 def test_axes_enclose_any_values(values: list[float]) -> None:
     panel = chart.Lines("t", "x", "y", [chart.Line("a", list(enumerate(values)))])
     root = ET.fromstring(chart.draw([panel]))
-    (polyline,) = [*root.iter(f"{SVG}polyline")][:1] or [None]
-    points = polyline.attrib["points"].split() if polyline is not None else []
-    for point in points:
-        x, y = map(float, point.split(","))
-        assert 0 <= x <= chart.WIDTH
-        assert 0 <= y <= panel.height
-    assert len(points) in (0, 2, len(values))
+    drawn = [point.split(",") for line in root.iter(f"{SVG}polyline") for point in line.attrib["points"].split()]
+    drawn += [[dot.attrib["cx"], dot.attrib["cy"]] for dot in root.iter(f"{SVG}circle")]
+    assert len(drawn) == len(values) + 2, "the curve, and its sample in the legend"
+    for x, y in drawn:
+        assert 0 <= float(x) <= chart.WIDTH
+        assert 0 <= float(y) <= panel.height

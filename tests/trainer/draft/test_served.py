@@ -36,8 +36,8 @@ def head(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = DraftConfig(
         hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
         vocab_size=shape["vocab_size"], draft_vocab_size=96, target_hidden_size=64,
-        aux_hidden_state_layer_ids=(1, 3, 4), gate="elementwise", rms_norm_eps=1e-6, rope_theta=1e4, max_position_embeddings=128,
-        target=identify_target(target),
+        aux_hidden_state_layer_ids=(1, 3, 4), gate="elementwise", rms_norm_eps=1e-6, rope_theta=1e4,
+        max_position_embeddings=128, target=identify_target(target),
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(size, generator=generator) for name, size in tensor_shapes(config).items()}
