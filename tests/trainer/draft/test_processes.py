@@ -100,7 +100,7 @@ def test_data_is_not_made_by_many_at_once(long: DraftRecipe, tmp_path: Path) -> 
     ended = _launch(path)
     assert ended.returncode != 0
     assert "--prepare" in ended.stderr
-    assert not list((tmp_path / "empty").glob("*"))
+    assert not list((tmp_path / "empty").glob("[!.]*"))
 
 
 def test_batches_must_be_shared_evenly(long: DraftRecipe, tmp_path: Path) -> None:
