@@ -18,7 +18,7 @@ MAIN, DRAFT = RECIPES / "clinic-main.yaml", RECIPES / "clinic-draft.yaml"
 WORK = Path("runs/clinic-demo")
 SHIPPED = REPOSITORY / "checkpoints" / "clinic-demo"
 # Records of how a part was made; the card repeats what matters of them.
-RECORDS = ("aerie.json", "quant_report.json", "provenance.json")
+RECORDS = ("aerie.json", "quant_report.json", "provenance.json", "card.json", "README.md", "acceptance.svg")
 
 
 def build() -> None:
