@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does the gate pay? Acceptance of trained heads with an element-wise gate, a head-wise gate and none, over seeds.
 
-`python -m aerie.benchmarks.acceptance.gates runs/gate-heads/* --out FILE`, after `gate_heads.py` trained them. The kind
-of gate is read from each head; heads that were not trained alike are refused. Figures: `acceptance_length_gated`,
+`python -m aerie.benchmarks.acceptance.gates HEAD... --out FILE`, after `study.gates` trained them. The kind of gate is
+read from each head; heads that were not trained alike are refused. Figures: `acceptance_length_gated`,
 `_headwise`, `_plain`: means over seeds, with `_std` and `_seeds`.
 """
 
@@ -17,13 +17,13 @@ import typer
 from pydantic import JsonValue
 
 from aerie.benchmarks import options
-from aerie.benchmarks.prompts import held_out, render
 from aerie.benchmarks.results_file import Provenance, ResultFile, Run
+from aerie.benchmarks.study.gates import TEMPERATURES, counts
+from aerie.benchmarks.study.measure import Job, measure_all
 from aerie.draft_models.acceptance import AcceptanceError
 from aerie.draft_models.checkpoint import verify_draft
 from aerie.draft_models.contract import DraftConfig, GateKind
-from aerie.draft_models.measure import Acceptance, evaluate
-from aerie.draft_models.offline import EngineOptions, Sampling, offline_engine
+from aerie.draft_models.measure import Acceptance
 
 NAME = "acceptance.gates"
 FIGURE: dict[GateKind, str] = {"elementwise": "gated", "headwise": "headwise", "none": "plain"}
@@ -76,8 +76,7 @@ def _compared(training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _raw(head: Path, gate: GateKind, acceptance: Acceptance) -> dict[str, JsonValue]:
-    counts = {name: value for name, value in acceptance.raw().items() if name != "histogram_by_request"}
-    return {"head": head.name, "gate": gate, **acceptance.figures(), **counts, "trained": training_of(head)}
+    return {"head": head.name, "gate": gate, **acceptance.figures(), **counts(acceptance), "trained": training_of(head)}
 
 
 def main(
@@ -88,23 +87,32 @@ def main(
     count: options.Count = 64,
     max_tokens: options.MaxTokens = 256,
     seed: options.Seed = 0,
-    prompts: options.Prompts = None,
+    work: Annotated[Path, typer.Option(file_okay=False, help="Measurements, kept.")] = Path("runs/gate-study/measured"),
+    jobs: Annotated[int, typer.Option(min=1, help="Engines side by side.")] = 2,
 ) -> None:
     """Compare heads that were trained alike but for their gate."""
     arguments = options.recorded(locals())
     for path in heads:
         verify_draft(path, model)
     check_trained_alike({path.name: training_of(path) for path in heads})
-    rendered = render(model, held_out(count, seed, prompts))
+    asked = [
+        Job(
+            target=model,
+            head=path,
+            draft_tokens=draft_tokens,
+            temperatures=TEMPERATURES,
+            prompts=count,
+            max_tokens=max_tokens,
+            seed=seed,
+        )
+        for path in heads
+    ]
     lengths, runs = defaultdict[GateKind, list[float]](list), []
-    for path in heads:
-        gate = gate_of(path)
-        with offline_engine(EngineOptions(model=model, draft=path, draft_tokens=draft_tokens, seed=seed)) as engine:
-            acceptance = evaluate(engine, [one.token_ids for one in rendered], Sampling(max_tokens))
-        typer.echo(f"{path.name}: {gate}, mean acceptance length {acceptance.pooled.length:.3f}")
-        lengths[gate].append(acceptance.pooled.length)
-        runs.append(Run(benchmark=NAME, measured=_raw(path, gate, acceptance)))
-    inputs = options.inputs(model=model, prompts=prompts, **{f"head/{path.name}": path for path in heads})
+    for path, measured in zip(heads, measure_all(asked, work, jobs), strict=True):
+        gate, greedy = gate_of(path), measured[0.0]
+        lengths[gate].append(greedy.pooled.length)
+        runs.append(Run(benchmark=NAME, measured=_raw(path, gate, greedy)))
+    inputs = options.inputs(model=model, **{f"head/{path.name}": path for path in heads})
     figures = figures_by_gate(lengths)
     ResultFile(provenance=Provenance.now(arguments, [seed], inputs), runs=runs, figures=figures).write(out)
     options.show(figures)
