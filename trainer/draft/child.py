@@ -16,6 +16,8 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from aerie.trainer.draft.lifeline import die_with
+
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 Open = Callable[..., AbstractContextManager[Callable[[Request], Response]]]
@@ -42,7 +44,9 @@ class Child(Generic[Request, Response]):
         # Neither fork, which a process with threads must not, nor forkserver, which keeps an old environment.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, open_, arguments), name="aerie-engine")
+        self._process = context.Process(
+            target=_serve, args=(theirs, os.getpid(), open_, arguments), name="aerie-engine"
+        )
         self._process.start()
         theirs.close()
         # Also at the interpreter's end, which waits for children.
@@ -88,7 +92,9 @@ def _end(connection: Connection, process: BaseProcess) -> None:
         process.join()
 
 
-def _serve(connection: Connection, open_: Open[Any, Any], arguments: tuple[object, ...]) -> None:
+def _serve(connection: Connection, parent: int, open_: Open[Any, Any], arguments: tuple[object, ...]) -> None:
+    # An answer may take an hour; an orphan would hold the memory that the next run needs.
+    die_with(parent)
     os.environ.update(SETTINGS)
     try:
         with open_(*arguments) as call:

@@ -6,7 +6,6 @@ engine, random number or thread of it lives in the training's process, so the tr
 with and without it. It steps back when both want the processor, and dies with the training.
 """
 
-import ctypes
 import os
 import shutil
 import signal
@@ -20,12 +19,12 @@ from typing import Self
 from aerie.artefacts import write_json
 from aerie.draft_models.measure import Acceptance, acceptance_of, answer_all
 from aerie.draft_models.offline import Answer, EngineOptions, Sampling, offline_engine, render
+from aerie.trainer.draft.lifeline import die_with
 from aerie.trainer.draft.prompts import load_prompts
 from aerie.trainer.draft.recipe import Served
 from aerie.trainer.recipe import RecipeError, Schema
 
 JOB, RESULT, LOG, DRAFT = "job.json", "result.json", "log", "draft"
-PR_SET_PDEATHSIG = 1
 NICENESS = 10
 REQUESTS = 8
 """In flight at once."""
@@ -254,17 +253,9 @@ def _options(job: Job, longest_prompt: int) -> EngineOptions:
     )
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when its parent ends, however that comes about."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        # It ended before the kernel was told.
-        os._exit(1)
-
-
 def main(job_path: str, parent: str) -> None:
     """The second process: the result beside the job, or the reason as the log's last line and status 1."""
-    _die_with(int(parent))
+    die_with(int(parent))
     os.nice(NICENESS)
     path = Path(job_path)
     try:
