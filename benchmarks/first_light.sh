@@ -10,9 +10,8 @@ mkdir -p "$PARTS"
 
 $PYTHON -m aerie.benchmarks.serving.first_light --out "$PARTS/speedup.json"
 $PYTHON -m aerie.benchmarks.acceptance.evaluate --out "$PARTS/acceptance.json"
-$PYTHON -m aerie.benchmarks.study.gates --out benchmarks/results/draft-gate-study.json
-$PYTHON -m aerie.benchmarks.acceptance.gates runs/gate-study/elementwise-? runs/gate-study/headwise-? \
-    runs/gate-study/none-? --out "$PARTS/gates.json"
+$PYTHON -m aerie.benchmarks.acceptance.gate_heads --out runs/gate-heads
+$PYTHON -m aerie.benchmarks.acceptance.gates runs/gate-heads/*-? --out "$PARTS/gates.json"
 $PYTHON -m aerie.benchmarks.quality.parse_rate --out "$PARTS/parse_rate.json"
 $PYTHON -m aerie.benchmarks.losslessness.greedy --out "$PARTS/greedy.json"
 $PYTHON -m aerie.benchmarks.losslessness.temperature --out "$PARTS/temperature.json"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does the gate pay? Acceptance of trained heads with an element-wise gate, a head-wise gate and none, over seeds.
 
-`python -m aerie.benchmarks.acceptance.gates HEAD... --out FILE`, after `study.gates` trained them. The kind of gate is
-read from each head; heads that were not trained alike are refused. Figures: `acceptance_length_gated`,
+`python -m aerie.benchmarks.acceptance.gates HEAD... --out FILE`, after `gate_heads` or `study.gates` trained them. The
+kind of gate is read from each head; heads that were not trained alike are refused. Figures: `acceptance_length_gated`,
 `_headwise`, `_plain`: means over seeds, with `_std` and `_seeds`.
 """
 
@@ -87,7 +87,7 @@ def main(
     count: options.Count = 64,
     max_tokens: options.MaxTokens = 256,
     seed: options.Seed = 0,
-    work: Annotated[Path, typer.Option(file_okay=False, help="Measurements, kept.")] = Path("runs/gate-study/measured"),
+    work: Annotated[Path, typer.Option(file_okay=False, help="Measurements, kept.")] = Path("runs/gate-heads/measured"),
     jobs: Annotated[int, typer.Option(min=1, help="Engines side by side.")] = 2,
 ) -> None:
     """Compare heads that were trained alike but for their gate."""
