@@ -43,6 +43,7 @@ def test_one_softmax_spans_both_parts() -> None:
     torch.testing.assert_close(out, torch.ones_like(out))
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 def test_masks_of_both_kernels_show_the_same() -> None:
     generator = torch.Generator().manual_seed(5)
     rows = torch.tensor([[0, 3, 4], [2, 2, 8]])
