@@ -6,6 +6,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -49,18 +50,23 @@ Measured = dict[float, Acceptance]
 
 def measure_all(jobs: Sequence[Job], folder: Path, parallel: int) -> list[Measured]:
     """Measure every job, `parallel` engines at a time. Raises StudyError."""
+    # Engines that share cores wait for each other's threads: two of two threads each took four times as long here as
+    # two of one.
+    threads = max(1, (os.cpu_count() or 1) // parallel)
     with ThreadPoolExecutor(parallel) as pool:
-        return list(pool.map(lambda job: _measured(job, folder), jobs))
+        return list(pool.map(lambda job: _measured(job, folder, threads), jobs))
 
 
-def _measured(job: Job, folder: Path) -> Measured:
+def _measured(job: Job, folder: Path, threads: int) -> Measured:
     path = folder / f"{job.head.name}-{job.draft_tokens}-{job.key()}.json"
     if not path.exists():
         asked, log = path.with_suffix(".job"), path.with_suffix(".log")
         write_json(asked, job.model_dump(mode="json"))
         command = [sys.executable, "-P", "-m", __spec__.name, str(asked), str(path)]
         with log.open("wb") as output:
-            status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            run = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
+            status = run.returncode
         if status:
             raise StudyError(f"{job.head.name} at K = {job.draft_tokens} was not measured (status {status}); see {log}")
         asked.unlink()
