@@ -30,7 +30,8 @@ def sha256_tree(directory: Path, pattern: str = "*") -> dict[str, str]:
     return {path.relative_to(directory).as_posix(): sha256_file(path) for path in files}
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's entries, on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -53,7 +54,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -74,14 +75,14 @@ def output_directory(final: Path) -> Iterator[Path]:
         for path in staging.rglob("*"):
             # safetensors writes 0600; an artefact is as readable as any other file.
             path.chmod(0o755 if path.is_dir() else 0o644)
-            _sync(path)
+            sync(path)
         staging.chmod(0o755)
         old = final.with_name(f".{final.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             final.rename(old)
         staging.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)

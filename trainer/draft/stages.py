@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from aerie.artefacts import provenance, sha256_file, write_json
+from aerie.artefacts import provenance, sha256_file, sync, write_json
 
 
 def target_hashes(target: Path) -> dict[str, str]:
@@ -63,14 +63,6 @@ def _finish(partial: Path, folder: Path) -> None:
     for path in [*partial.rglob("*"), partial]:
         # safetensors writes 0600; an artefact is as readable as any other file.
         path.chmod(0o755 if path.is_dir() else 0o644)
-        _sync(path)
+        sync(path)
     partial.rename(folder)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(folder.parent)
