@@ -61,4 +61,4 @@ def merged(head: Eagle3Head) -> Eagle3Head:
     # Not a deep copy: it would share the class that a parametrization makes, and removing it there removes it here.
     whole = Eagle3Head(head.config, head.embed_WH)
     whole.load_state_dict(weights)
-    return whole
+    return whole.to(head.embed_WH.device)
