@@ -14,7 +14,7 @@ from vllm.scalar_type import scalar_types
 
 from aerie.kernels.w4a16_cpu.api import unsupported, w4a16_linear
 from aerie.kernels.w4a16_cpu.pack import pack_scales, pack_weight
-from aerie.quant.formats.compressed_tensors import OFFSET, unpack
+from aerie.quant.formats.nibbles import unpack
 from aerie.quant.vllm_linear import kernel_choice
 
 # A child of vLLM's logger, for that is the one vLLM gives a handler in its worker processes.
@@ -80,8 +80,8 @@ class AerieW4A16LinearKernel(MPLinearKernel):
         if self.config.zero_points and zeros is not None:
             # Packed along the outputs: unpacking the transpose unpacks those.
             packed_GN = zeros.data.T if getattr(zeros, "output_dim", 0) == 0 else zeros.data
-            zero_NG = (unpack(packed_GN.contiguous()) + OFFSET).T
-        packed = pack_weight(unpack(words_NW.contiguous()) + OFFSET)
+            zero_NG = unpack(packed_GN).T
+        packed = pack_weight(unpack(words_NW))
         replace_parameter(layer, self.w_q_name, torch.nn.Parameter(packed, requires_grad=False))
         packed_scales = torch.nn.Parameter(pack_scales(scale_NG, zero_NG), requires_grad=False)
         replace_parameter(layer, self.w_s_name, packed_scales)

@@ -13,7 +13,8 @@ from functools import partial
 import torch
 
 from aerie.kernels.w4a16_cpu import api, pack
-from aerie.quant.formats import compressed_tensors
+from aerie.quant.formats.nibbles import pack as pack_words
+from aerie.quant.weight import Int4Weight
 
 SHAPES = ((512, 256), (2048, 1024), (4096, 4096))
 ROWS = (1, 5, 8, 16, 40, 128, 256, 512)
@@ -38,11 +39,11 @@ class Layer:
     """One random layer in every form it is timed in."""
 
     def __init__(self, outputs: int, inputs: int) -> None:
-        self.q = torch.randint(-8, 8, (outputs, inputs), dtype=torch.int8)
+        self.q = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8)
         self.scale = (torch.rand(outputs, inputs // GROUP_SIZE) * 0.01 + 0.001).bfloat16()
-        self.words_NB = pack.pack_weight(self.q + compressed_tensors.OFFSET)
+        self.words_NB = pack.pack_weight(self.q)
         self.scales_GN2 = pack.pack_scales(self.scale)
-        self.weight = compressed_tensors.dequantise(compressed_tensors.pack(self.q), self.scale)
+        self.weight = Int4Weight(self.q, self.scale).dequantise()
         self.weight_bfloat16 = self.weight.bfloat16()
         self.block = pack.block_rows(outputs)
 
@@ -75,7 +76,7 @@ def stock(layer: Layer, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Te
 
     module = torch.nn.Module()
     module.register_parameter("bias", None)
-    module.weight_packed = torch.nn.Parameter(compressed_tensors.pack(layer.q), requires_grad=False)
+    module.weight_packed = torch.nn.Parameter(pack_words(layer.q), requires_grad=False)
     module.weight_scale = torch.nn.Parameter(layer.scale.to(dtype), requires_grad=False)
     for name, value in (("input_dim", 1), ("packed_dim", 1)):
         setattr(module.weight_packed, name, value)

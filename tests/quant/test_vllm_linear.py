@@ -10,7 +10,7 @@ from vllm.scalar_type import ScalarType, scalar_types
 from aerie.kernels.w4a16_cpu import reference
 from aerie.quant import vllm_kernel, vllm_linear
 from aerie.quant.errors import QuantError
-from aerie.quant.formats import compressed_tensors
+from aerie.quant.formats.nibbles import pack
 from aerie.quant.vllm_kernel import AerieW4A16LinearKernel
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="the kernel is for CPUs")
@@ -94,7 +94,7 @@ def test_reads_every_layout(monkeypatch: pytest.MonkeyPatch, layout: str) -> Non
     q = torch.randint(0, 16, (OUTPUTS, INPUTS), dtype=torch.uint8)
     scale = (torch.rand(OUTPUTS, INPUTS // GROUP) * 0.01 + 0.001).bfloat16()
     zero = torch.randint(0, 16, scale.shape, dtype=torch.uint8) if "zero" in layout or layout == "awq" else None
-    words = compressed_tensors.pack(q.to(torch.int8) - 8)
+    words = pack(q)
     layer = torch.nn.Module()
     if layout.startswith("compressed"):
         layer.words = parameter(words, input_dim=1, output_dim=0, packed_dim=1)
@@ -103,7 +103,7 @@ def test_reads_every_layout(monkeypatch: pytest.MonkeyPatch, layout: str) -> Non
         layer.words = parameter(words.T, input_dim=0, output_dim=1, packed_dim=0)
         layer.scales = parameter(scale.T.float(), input_dim=0, output_dim=1)
     if zero is not None:
-        packed = compressed_tensors.pack(zero.T.to(torch.int8) - 8).T
+        packed = pack(zero.T).T
         layer.zeros = parameter(packed, input_dim=1, output_dim=0, packed_dim=0)
     weight_type = scalar_types.uint4b8 if zero is None else scalar_types.uint4
     kernel = AerieW4A16LinearKernel(layer_config(weight=weight_type), "words", "scales", "zeros")
