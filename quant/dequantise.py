@@ -2,6 +2,7 @@
 """The plain checkpoint an INT4 one stands for, with exactly its values: for training on it and for comparing to it."""
 
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -9,7 +10,7 @@ import torch
 
 from aerie.artefacts import output_directory
 from aerie.quant.errors import NotQuantisedError
-from aerie.quant.formats import compressed_tensors
+from aerie.quant.formats import FORMATS, recognise
 from aerie.quant.stream import Checkpoint, rewrite
 
 if TYPE_CHECKING:
@@ -18,25 +19,29 @@ if TYPE_CHECKING:
 
 def _write(int4_dir: Path, staging: Path, dtype: Literal["float32", "bfloat16"]) -> None:
     source = Checkpoint.open(int4_dir)
-    if not compressed_tensors.is_ours(source.config):
+    layout = recognise(source.config)
+    if layout is None:
         raise NotQuantisedError(
-            f"{int4_dir}: config.json does not describe symmetric INT4 pack-quantized weights; make them with "
-            "`aerie quantize MODEL OUT`"
+            f"{int4_dir}: config.json does not describe INT4 weights in a format that we read ({', '.join(FORMATS)}); "
+            "make them with `aerie quantize MODEL OUT`"
         )
-    waiting: dict[str, torch.Tensor] = {}
+    kinds: dict[str, set[str]] = defaultdict(set)
+    for name in source.shapes():
+        layer, _, kind = name.rpartition(".")
+        if kind in layout.kinds:
+            kinds[layer].add(kind)
+    waiting: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     target = torch.float32 if dtype == "float32" else torch.bfloat16
 
     def convert(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         layer, _, kind = name.rpartition(".")
-        if kind == "weight_shape":
+        if kind not in layout.kinds:
+            return {name: tensor.to(target) if tensor.is_floating_point() else tensor}
+        waiting[layer][kind] = tensor
+        # The last tensor of a layer completes it, in whichever shard it lies.
+        if waiting[layer].keys() != kinds[layer]:
             return {}
-        if kind == "weight_packed":
-            waiting[layer] = tensor
-            return {}
-        if kind == "weight_scale":
-            # Names come in order, so the packed half of a layer has been read just before.
-            return {f"{layer}.weight": compressed_tensors.dequantise(waiting.pop(layer), tensor).to(target)}
-        return {name: tensor.to(target) if tensor.is_floating_point() else tensor}
+        return {f"{layer}.weight": layout.read(waiting.pop(layer)).dequantise().to(target)}
 
     config = {key: value for key, value in source.config.items() if key not in ("quantization_config", "torch_dtype")}
     rewrite(source, staging, convert, {**config, "dtype": dtype})
@@ -45,10 +50,10 @@ def _write(int4_dir: Path, staging: Path, dtype: Literal["float32", "bfloat16"])
 def dequantise_checkpoint(int4_dir: Path, out: Path, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
     """Write the unquantised checkpoint with the values of an INT4 one; whole or not at all.
 
-    float32 holds the values exactly; bfloat16 rounds them (a 4-bit integer times a bfloat16 scale has up to 12 bits).
+    float32 holds the values exactly; bfloat16 rounds them (an integer times a scale has 12 bits or more).
 
     Raises:
-        QuantError: `int4_dir` is not a checkpoint, or not one of INT4 pack-quantized weights.
+        QuantError: `int4_dir` is not a checkpoint, or not one of INT4 weights in a format that we read.
     """
     with output_directory(out) as staging:
         _write(int4_dir, staging, dtype)
@@ -58,7 +63,7 @@ def load_dequantised(int4_dir: Path) -> "PreTrainedModel":
     """The transformers model of an INT4 checkpoint, float32, in evaluation mode, with exactly the INT4 values.
 
     Raises:
-        QuantError: `int4_dir` is not a checkpoint, or not one of INT4 pack-quantized weights.
+        QuantError: `int4_dir` is not a checkpoint, or not one of INT4 weights in a format that we read.
     """
     from transformers import AutoModelForCausalLM, PreTrainedModel
 

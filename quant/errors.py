@@ -15,7 +15,7 @@ class AlreadyQuantisedError(QuantError):
 
 
 class NotQuantisedError(QuantError):
-    """The checkpoint does not hold INT4 pack-quantized weights."""
+    """The checkpoint does not hold INT4 weights in a format that we read."""
 
 
 class ShapeError(QuantError):

@@ -18,9 +18,15 @@ class QuantRecipe(BaseModel):
     method: Literal["rtn"] = Field(
         default="rtn", description="How integers are chosen: rtn rounds each weight to nearest."
     )
+    format: Literal["compressed-tensors", "gptq", "awq"] = Field(
+        default="compressed-tensors",
+        description="How the weights lie on disk; vLLM serves all three, but in float32, as on CPUs, only the first.",
+    )
     bits: Literal[4] = Field(default=4, description="Bits a weight.")
-    group_size: Literal[32, 64, 128] = Field(default=64, description="Consecutive inputs that share one scale.")
-    symmetric: Literal[True] = Field(default=True, description="Scales without zero points.")
+    group_size: Literal[32, 64, 128, "channel"] = Field(
+        default=64, description="Consecutive inputs that share one scale; `channel`: all inputs of an output."
+    )
+    symmetric: bool = Field(default=True, description="Scales without zero points; false: each group has its own.")
     clip: Literal["absmax", "mse"] = Field(
         default="mse",
         description="Scale of a group: from its largest magnitude, or the one with the least squared error.",

@@ -1,78 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """`aerie quantize MODEL OUT [--recipe FILE]`: a BF16 checkpoint becomes an INT4 one."""
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from aerie.artefacts import output_directory, provenance, write_json
-from aerie.quant.errors import AlreadyQuantisedError, QuantError, ShapeError
-from aerie.quant.formats import compressed_tensors
+from aerie.quant.architecture import Architecture
+from aerie.quant.errors import AlreadyQuantisedError, QuantError
+from aerie.quant.formats import FORMATS
 from aerie.quant.methods.rtn import round_to_nearest
 from aerie.quant.recipe import QuantRecipe
 from aerie.quant.report import LayerReport, QuantReport
+from aerie.quant.select import scheme_of, select_layers
 from aerie.quant.stream import REPORT_NAME, Checkpoint, check_output, rewrite
-
-# transformers fuses the experts into 3-D parameters, so its modules do not name what checkpoints hold.
-EXPERT_WEIGHT = re.compile(r".*\.experts\.\d+\.\w+\.weight$")
-
-
-def _ignored(layer: str, patterns: tuple[str, ...]) -> bool:
-    return any(
-        re.match(pattern.removeprefix("re:"), layer) is not None if pattern.startswith("re:") else pattern == layer
-        for pattern in patterns
-    )
-
-
-def _linear_names(config: Mapping[str, Any]) -> set[str]:
-    """Names of the linear modules of the architecture, found without allocating it."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    factory: Any = AutoModelForCausalLM  # its methods carry no types
-    keywords = {key: value for key, value in config.items() if key != "model_type"}
-    try:
-        architecture = AutoConfig.for_model(config["model_type"], **keywords)
-        with torch.device("meta"):
-            model = factory.from_config(architecture)
-    except (KeyError, ValueError) as error:
-        raise QuantError(f"MODEL: config.json names an architecture transformers does not know ({error})") from error
-    return {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-
-
-def select_layers(checkpoint: Checkpoint, recipe: QuantRecipe) -> list[str]:
-    """Names of the linear layers the recipe quantises, sorted.
-
-    Raises:
-        ShapeError: a layer's inputs are not a multiple of the group size.
-        QuantError: nothing is left to quantise.
-    """
-    linear = _linear_names(checkpoint.config)
-    layers = []
-    for name, shape in sorted(checkpoint.shapes().items()):
-        layer = name.removesuffix(".weight")
-        if layer == name or len(shape) != 2 or _ignored(layer, recipe.ignore):
-            continue
-        if layer not in linear and not EXPERT_WEIGHT.match(name):
-            continue
-        if shape[1] % recipe.group_size:
-            fits = [size for size in (128, 64, 32) if shape[1] % size == 0]
-            fix = f"set group_size: {fits[0]}" if fits else f"add it to ignore: [{layer}]"
-            raise ShapeError(
-                f"recipe option group_size: {layer} has {shape[1]} inputs, no multiple of {recipe.group_size}; {fix}"
-            )
-        layers.append(layer)
-    if not layers:
-        raise QuantError("recipe option ignore: leaves no linear layer to quantise; shorten it")
-    return layers
+from aerie.quant.weight import Int4Weight
 
 
 class _Quantiser:
     """Converts tensors by name and keeps the account of what was done."""
 
-    def __init__(self, layers: list[str], recipe: QuantRecipe, advance: Callable[[], None]) -> None:
+    def __init__(self, layers: Iterable[str], recipe: QuantRecipe, advance: Callable[[], None]) -> None:
         self.selected = frozenset(layers)
         self.recipe = recipe
         self.advance = advance
@@ -84,25 +33,27 @@ class _Quantiser:
         self.parameters += tensor.numel()
         layer = name.removesuffix(".weight")
         if layer == name or layer not in self.selected:
-            # Embeddings, norms and heads stay 16 bit; a float32 source is rounded once, here.
+            # Embeddings, norms and ignored layers stay 16 bit; a float32 source is rounded once, here.
             return {name: tensor.bfloat16() if tensor.dtype == torch.float32 else tensor}
         if not torch.isfinite(tensor).all():
             raise QuantError(f"MODEL: {name} is not finite; the checkpoint is damaged or its training diverged")
-        q_NK, scale_NG = round_to_nearest(tensor, self.recipe.group_size, self.recipe.clip)
-        stored = compressed_tensors.layer_tensors(layer, q_NK, scale_NG)
-        self._account(layer, tensor, stored)
+        weight = round_to_nearest(tensor, scheme_of(self.recipe), self.recipe.clip)
+        stored = FORMATS[self.recipe.format].tensors(layer, weight)
+        self._account(layer, tensor, weight, stored)
         self.advance()
         return stored
 
-    def _account(self, layer: str, weight_NK: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> None:
-        packed, scale = stored[f"{layer}.weight_packed"], stored[f"{layer}.weight_scale"]
-        difference = compressed_tensors.dequantise(packed, scale) - weight_NK.float()
+    def _account(
+        self, layer: str, weight_NK: torch.Tensor, weight: Int4Weight, stored: Mapping[str, torch.Tensor]
+    ) -> None:
+        difference = weight.dequantise() - weight_NK.float()
         error, norm = float(difference.square().sum()), float(weight_NK.float().square().sum())
         self.squared_error += error
         self.squared_norm += norm
         self.quantised_parameters += weight_NK.numel()
-        self.quantised_bytes += packed.nbytes + scale.nbytes
-        self.scales += scale.numel()
+        # A shape, which one format stores in 64 bits, is no weight.
+        self.quantised_bytes += sum(tensor.nbytes for tensor in stored.values() if tensor.dtype != torch.int64)
+        self.scales += weight.scale_NG.numel()
         self.layers.append(
             LayerReport(
                 name=layer,
@@ -153,8 +104,8 @@ def quantise(
             f"MODEL {model}: config.json has a quantization_config already; give the 16-bit checkpoint it was made from"
         )
     check_output(model, out)
-    layers = select_layers(source, recipe)
-    remaining = len(layers)
+    selection = select_layers(source.shapes(), Architecture.of(source.config), recipe)
+    remaining = len(selection.layers)
 
     def done_one() -> None:
         nonlocal remaining
@@ -164,9 +115,9 @@ def quantise(
 
     if advance is not None:
         advance(remaining)
-    quantiser = _Quantiser(layers, recipe, done_one)
+    quantiser = _Quantiser(selection.layers, recipe, done_one)
     config = dict(source.config)
-    config["quantization_config"] = compressed_tensors.quantization_config(recipe.group_size, list(recipe.ignore))
+    config["quantization_config"] = FORMATS[recipe.format].quantization_config(scheme_of(recipe), selection)
     if config.get("dtype", config.get("torch_dtype")) in (None, "float32"):
         config.pop("torch_dtype", None)
         config["dtype"] = "bfloat16"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny Qwen3 with random weights on disk."""
+"""A tiny Qwen3, dense or a mixture, with random weights on disk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,16 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 SaveModel = Callable[..., Path]
 
 
 @pytest.fixture
 def save_model(tmp_path: Path) -> SaveModel:
-    """Write a model and return its folder; keywords change its config, `shard` its largest file."""
+    """Write a model and return its folder; keywords change its config, `shard` its largest file, `mixture` its kind."""
 
-    def save(dtype: torch.dtype = torch.bfloat16, shard: str = "1GB", **changes: object) -> Path:
+    def save(dtype: torch.dtype = torch.bfloat16, shard: str = "1GB", mixture: bool = False, **changes: object) -> Path:
         torch.manual_seed(0)
         settings: dict[str, Any] = {
             "hidden_size": 64,
@@ -29,7 +35,11 @@ def save_model(tmp_path: Path) -> SaveModel:
             "tie_word_embeddings": True,
         }
         settings.update(changes)
-        model = Qwen3ForCausalLM(Qwen3Config(**settings))
+        model: PreTrainedModel
+        if mixture:
+            model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**settings))
+        else:
+            model = Qwen3ForCausalLM(Qwen3Config(**settings))
         torch.nn.Module.to(model, dtype)
         folder = tmp_path / "model"
         model.save_pretrained(folder, max_shard_size=shard)

@@ -4,6 +4,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -19,10 +20,12 @@ from aerie.quant.errors import (
     QuantError,
     ShapeError,
 )
+from aerie.quant.formats import FORMATS
 from aerie.quant.methods.rtn import round_to_nearest
 from aerie.quant.recipe import QuantRecipe
 from aerie.quant.report import QuantReport
 from aerie.quant.run import quantise
+from aerie.quant.select import scheme_of
 
 RECIPE = QuantRecipe(group_size=32)
 LINEAR = "model.layers.1.mlp.down_proj"
@@ -30,25 +33,42 @@ LINEARS = 14  # seven a layer
 SaveModel = Callable[..., Path]
 
 
-def test_dequantised_weights_are_the_rounded_ones(save_model: SaveModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        RECIPE,
+        QuantRecipe(group_size="channel", symmetric=False),
+        QuantRecipe(format="gptq", group_size=64),
+        QuantRecipe(format="gptq", group_size="channel"),
+        QuantRecipe(format="awq", group_size=32, symmetric=False),
+        QuantRecipe(format="awq", group_size="channel"),
+    ],
+    ids=lambda recipe: f"{recipe.format}-{recipe.group_size}-{recipe.symmetric}",
+)
+def test_dequantised_weights_are_the_rounded_ones(save_model: SaveModel, tmp_path: Path, recipe: QuantRecipe) -> None:
     model, out = save_model(), tmp_path / "int4"
-    report = quantise(model, out, RECIPE)
+    report = quantise(model, out, recipe)
     before, after = load_file(model / "model.safetensors"), load_dequantised(out).state_dict()
     assert len(report.layers) == LINEARS
     for layer in report.layers:
-        q, scale = round_to_nearest(before[f"{layer.name}.weight"], 32, "mse")
-        expected = q.float() * scale.float().repeat_interleave(32, dim=1)
+        expected = round_to_nearest(before[f"{layer.name}.weight"], scheme_of(recipe), "mse").dequantise()
         assert torch.equal(after[f"{layer.name}.weight"], expected)
-        assert layer.relative_error < 0.12
+        assert layer.relative_error < 0.15
     rest = [name for name in before if name.removesuffix(".weight") not in {layer.name for layer in report.layers}]
     assert "model.embed_tokens.weight" in rest
     for name in rest:
         assert torch.equal(after[name], before[name].float())
 
 
-def test_transformers_reads_the_same_values(save_model: SaveModel, tmp_path: Path) -> None:
-    """An independent reader of the format: transformers through the compressed-tensors library."""
-    quantise(save_model(), tmp_path / "int4", RECIPE)
+@pytest.mark.parametrize("group_size", [32, "channel"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_transformers_reads_the_same_values(
+    save_model: SaveModel, tmp_path: Path, group_size: Literal[32, "channel"], symmetric: bool
+) -> None:
+    """An independent reader of the format: transformers through the compressed-tensors library; lm_head too."""
+    recipe = QuantRecipe(group_size=group_size, symmetric=symmetric, ignore=())
+    report = quantise(save_model(tie_word_embeddings=False), tmp_path / "int4", recipe)
+    assert "lm_head" in {layer.name for layer in report.layers}
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "int4", dtype=torch.float32)
     ours = load_dequantised(tmp_path / "int4")
     tokens = torch.arange(12).reshape(1, 12)
@@ -77,9 +97,10 @@ def test_heads_stay_16_bit_tied_or_not(save_model: SaveModel, tmp_path: Path) ->
     assert tensors[f"{LINEAR}.weight_packed"].shape == (64, 192 // 8)
 
 
-def test_float32_source_and_shards(save_model: SaveModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", FORMATS)
+def test_float32_source_and_shards(save_model: SaveModel, tmp_path: Path, name: str) -> None:
     model = save_model(dtype=torch.float32, shard="100KB")
-    quantise(model, tmp_path / "int4", RECIPE)
+    quantise(model, tmp_path / "int4", RECIPE.model_copy(update={"format": name}))
     index = json.loads((tmp_path / "int4/model.safetensors.index.json").read_text())["weight_map"]
     assert len(set(index.values())) > 1
     for name, shard in index.items():
@@ -89,7 +110,7 @@ def test_float32_source_and_shards(save_model: SaveModel, tmp_path: Path) -> Non
 
 
 def test_ignored_layers_stay(save_model: SaveModel, tmp_path: Path) -> None:
-    recipe = QuantRecipe(group_size=32, ignore=("lm_head", r"re:.*\.down_proj", "model.layers.0.self_attn.q_proj"))
+    recipe = QuantRecipe(group_size=32, ignore=("lm_head", r"re:.*\.down_proj", "model.layers.0.self_attn.o_proj"))
     report = quantise(save_model(), tmp_path / "int4", recipe)
     names = {layer.name for layer in report.layers}
     assert len(names) == LINEARS - 3
@@ -170,6 +191,30 @@ def test_nothing_is_left_of_a_failure(save_model: SaveModel, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_tensors_of_a_layer_may_lie_in_two_shards(save_model: SaveModel, tmp_path: Path) -> None:
+    quantise(save_model(), tmp_path / "int4", QuantRecipe(format="awq", group_size=32))
+    expected = load_dequantised(tmp_path / "int4").state_dict()
+    tensors = load_file(tmp_path / "int4/model.safetensors")
+    shards: list[dict[str, torch.Tensor]] = [{}, {}]
+    for place, (name, tensor) in enumerate(sorted(tensors.items())):
+        shards[place % 2][name] = tensor
+    weight_map: dict[str, str] = {}
+    for place, shard in enumerate(shards):
+        save_file(shard, tmp_path / f"int4/{place}.safetensors", metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, f"{place}.safetensors")
+    (tmp_path / "int4/model.safetensors").unlink()
+    (tmp_path / "int4/model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    after = load_dequantised(tmp_path / "int4").state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in after.items())
+
+
+def test_refuses_what_the_format_cannot_before_reading_a_weight(save_model: SaveModel, tmp_path: Path) -> None:
+    recipe = QuantRecipe(format="gptq", group_size=32, symmetric=False)
+    with pytest.raises(QuantError, match=r"recipe option symmetric: .* set symmetric: true"):
+        quantise(save_model(), tmp_path / "int4", recipe)
+    assert not (tmp_path / "int4").exists()
+
+
 def test_refuses_to_dequantise_what_is_not_int4(save_model: SaveModel, tmp_path: Path) -> None:
     with pytest.raises(NotQuantisedError, match="aerie quantize"):
         load_dequantised(save_model())
@@ -177,7 +222,13 @@ def test_refuses_to_dequantise_what_is_not_int4(save_model: SaveModel, tmp_path:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("group_size: 48", "group_size"), ("bitz: 4", "bitz"), ("symmetric: false", "symmetric"), ("[", "not YAML")],
+    [
+        ("group_size: 48", "group_size"),
+        ("bitz: 4", "bitz"),
+        ("symmetric: half", "symmetric"),
+        ("format: gguf", "format"),
+        ("[", "not YAML"),
+    ],
 )
 def test_recipe_files_name_the_option(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "recipe.yaml"

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from aerie.quant.formats import compressed_tensors
+from aerie.quant.errors import NotQuantisedError
+from aerie.quant.formats import FORMATS, recognise
 from aerie.quant.stream import Checkpoint
 from aerie.trainer.recipe import RecipeError
 
@@ -71,9 +72,9 @@ class Teacher:
         head = embed if config.tie_word_embeddings else weights.read("lm_head")
         if head is None:
             raise RecipeError(
-                f"target: {target} ties no embeddings, and its lm_head is neither a plain weight nor one of symmetric "
-                f"INT4 (compressed-tensors pack-quantized); found {weights.names('lm_head') or 'none'}: quantise the "
-                f"target again with lm_head among the ignored layers"
+                f"target: {target} ties no embeddings, and its lm_head is neither a plain weight nor an INT4 one that "
+                f"we read ({', '.join(FORMATS)}); found {weights.names('lm_head') or 'none'}: quantise the target "
+                f"again with lm_head among the ignored layers"
             )
         return cls(embed, head, norm, eps)
 
@@ -120,10 +121,11 @@ class Weights:
         tensors = {name.rpartition(".")[2]: self._tensor(name) for name in self.names(*layers)}
         if "weight" in tensors:
             return tensors["weight"].float()
-        packed = {"weight_packed", "weight_scale"} <= tensors.keys() and "weight_zero_point" not in tensors
-        if packed and compressed_tensors.is_ours(self._source.config):
-            return compressed_tensors.dequantise(tensors["weight_packed"], tensors["weight_scale"])
-        return None
+        layout = recognise(self._source.config)
+        try:
+            return None if layout is None else layout.read(tensors).dequantise()
+        except NotQuantisedError:
+            return None
 
     def _tensor(self, name: str) -> Tensor:
         with safe_open(self._shards[name], framework="pt") as file:

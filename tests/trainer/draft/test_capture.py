@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from aerie.artefacts import sha256_tree
-from aerie.quant.formats.compressed_tensors import dequantise, layer_tensors, quantization_config
+from aerie.quant.formats import FORMATS
+from aerie.quant.formats.base import Selection
+from aerie.quant.weight import Int4Weight, Scheme
 from aerie.trainer.draft.capture import capture, layer_ids, read_description
 from aerie.trainer.draft.data import Captured, Source
 from aerie.trainer.draft.recipe import Capture
@@ -96,19 +98,23 @@ def test_states_are_the_residual_stream_and_the_teacher_is_the_target(
         assert one.choices.tolist() == output.logits[0].argmax(-1).tolist()
 
 
-def test_a_packed_lm_head_is_dequantised(llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_packed_lm_head_is_dequantised(llama: Path, tmp_path: Path, name: str) -> None:
+    layout = FORMATS[name]
+    scheme = Scheme(16, name != "compressed-tensors", layout.scale_dtype)
     target = tmp_path / "int4"
     shutil.copytree(llama, target)
     tensors = load_file(target / "model.safetensors")
-    q = torch.randint(-8, 8, (VOCAB, HIDDEN), dtype=torch.int8)
-    scale = torch.rand(VOCAB, 2).to(torch.bfloat16)
+    q = torch.randint(0, 16, (VOCAB, HIDDEN), dtype=torch.uint8)
+    zero = None if scheme.symmetric else torch.randint(0, 16, (VOCAB, 2), dtype=torch.uint8)
+    weight = Int4Weight(q, scheme.stored(torch.rand(VOCAB, 2)), zero)
     del tensors["lm_head.weight"]
-    packed = layer_tensors("lm_head", q, scale)
-    save_file(tensors | packed, target / "model.safetensors", {"format": "pt"})
+    save_file(tensors | layout.tensors("lm_head", weight), target / "model.safetensors", {"format": "pt"})
+    quantization = layout.quantization_config(scheme, Selection(("lm_head",), (), ()))
     config = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps(config | {"quantization_config": quantization_config(16, [])}))
+    (target / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
     teacher = Teacher.read(target)
-    torch.testing.assert_close(teacher.head_WH, dequantise(packed["lm_head.weight_packed"], scale), rtol=0, atol=0)
+    torch.testing.assert_close(teacher.head_WH, weight.dequantise(), rtol=0, atol=0)
     assert not torch.equal(teacher.head_WH, teacher.embed_WH)
 
 
