@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does the gate pay? {none, head-wise, element-wise} x {EAGLE-3.1's norms off, on}, over seeds, in the engine.
 
-`python -m aerie.benchmarks.study.gates --out benchmarks/results/draft-gate-study.json`. Nothing but the gate, the norms
-and the seed differs between two heads: same answers, same captured states, same order of batches, and tensors that two
-heads have in common start equal. The question is the paper's (arXiv 2602.06570, Fig. 10: +9.9 % acceptance length).
+`python -m aerie.benchmarks.study.gates --out benchmarks/results/draft-gate-study.json`. Nothing but the gate, its
+learning rate, the norms and the seed differs between two heads: same answers, same captured states, same order of
+batches, and tensors that two heads have in common start equal. The question is the paper's (arXiv 2602.06570, Fig. 10: +9.9 % acceptance length).
 
 Figures: `tau_{plain,headwise,elementwise}` (K = 4, temperature 0, norms off: mean over seeds, with `_std`),
 `gain_elementwise` = tau_elementwise / tau_plain - 1 (with `_std` over seeds, paired), and the same names with
@@ -29,6 +29,8 @@ from aerie.trainer.draft.recipe import DraftRecipe
 
 NAME = "study.gates"
 GATES: dict[GateKind, str] = {"none": "plain", "headwise": "headwise", "elementwise": "elementwise"}
+# Multiples of the head's learning rate, each kind's best of benchmarks/study/rates.py.
+RATES: dict[GateKind, float] = {"none": 1.0, "headwise": 1.0, "elementwise": 4.0}
 NORMS = {False: "", True: "_norms"}
 DRAFTED = (4, 7)
 TEMPERATURES = (0.0, 1.0)
@@ -45,6 +47,7 @@ def heads(recipe: DraftRecipe, seeds: int, work: Path) -> dict[tuple[GateKind, b
             for gate in GATES:
                 changes = {
                     "head.gate": gate, "head.fc_norm": norms, "head.norm_output": norms, "training.seed": seed,
+                    "training.gate_learning_rate": RATES[gate],
                 }  # fmt: skip
                 found[gate, norms, seed] = varied(recipe, work / f"{gate}{NORMS[norms]}-{seed}", changes)
     return found

@@ -20,7 +20,7 @@ import typer
 from aerie.artefacts import REPOSITORY
 from aerie.benchmarks import options
 from aerie.benchmarks.results_file import Provenance, ResultFile, Run
-from aerie.benchmarks.study.gates import TEMPERATURES, counts, summary
+from aerie.benchmarks.study.gates import RATES, TEMPERATURES, counts, summary
 from aerie.benchmarks.study.heads import train_all, varied
 from aerie.benchmarks.study.measure import Job, measure_all
 from aerie.trainer.draft.recipe import DraftRecipe
@@ -44,7 +44,8 @@ def variants(recipe: DraftRecipe, bf16: Path, seeds: int, on_policy_epochs: int,
             },
         }
         for name, change in changes.items():
-            found[f"{name}-{seed}"] = varied(recipe, work / f"{name}-{seed}", {**change, "training.seed": seed})
+            shared = {"training.gate_learning_rate": RATES[recipe.head.gate], "training.seed": seed}
+            found[f"{name}-{seed}"] = varied(recipe, work / f"{name}-{seed}", {**shared, **change})
     return found
 
 
