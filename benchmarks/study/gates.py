@@ -3,7 +3,8 @@
 
 `python -m aerie.benchmarks.study.gates --out benchmarks/results/draft-gate-study.json`. Nothing but the gate, its
 learning rate, the norms and the seed differs between two heads: same answers, same captured states, same order of
-batches, and tensors that two heads have in common start equal. The question is the paper's (arXiv 2602.06570, Fig. 10: +9.9 % acceptance length).
+batches, and tensors that two heads have in common start equal. The question is the paper's (arXiv 2602.06570, Fig. 10:
++9.9 % acceptance length).
 
 Figures: `tau_{plain,headwise,elementwise}` (K = 4, temperature 0, norms off: mean over seeds, with `_std`),
 `gain_elementwise` = tau_elementwise / tau_plain - 1 (with `_std` over seeds, paired), and the same names with

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aerie import chart
 from aerie.artefacts import output_directory, sha256_tree, write_atomic, write_json
 from aerie.draft_models.checkpoint import CONFIG, PROVENANCE
 from aerie.draft_models.contract import DraftConfig
-from aerie.trainer.draft import chart
 from aerie.trainer.draft.journal import Entry, series
 from aerie.trainer.draft.served import Measurement
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 import yaml
 
+from aerie import chart
 from aerie.artefacts import sha256_file
 from aerie.draft_models.checkpoint import read_draft, write_draft
 from aerie.draft_models.contract import DraftConfig, TargetIdentity, tensor_shapes
-from aerie.trainer.draft import card, chart
+from aerie.trainer.draft import card
 from aerie.trainer.draft.journal import Journal, numbered
 from aerie.trainer.draft.served import Measurement, Tau
 
