@@ -15,8 +15,10 @@ class QuantRecipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["rtn"] = Field(
-        default="rtn", description="How integers are chosen: rtn rounds each weight to nearest."
+    method: Literal["rtn", "awq", "autoround"] = Field(
+        default="rtn",
+        description="How integers are chosen: rtn rounds each weight to nearest; awq scales up the inputs that matter "
+        "first; autoround learns which way each weight is rounded. The last two look at text.",
     )
     format: Literal["compressed-tensors", "gptq", "awq"] = Field(
         default="compressed-tensors",
@@ -35,6 +37,15 @@ class QuantRecipe(BaseModel):
         default=("lm_head", r"re:.*mlp\.gate$"),
         description="Linear layers left in 16 bit: full names, or regular expressions after `re:`.",
     )
+
+    max_tokens: int = Field(default=512, gt=1, description="Of a document of text: what is beyond is left out.")
+    min_expert_tokens: int = Field(
+        default=64,
+        ge=0,
+        description="Experts that fewer calibration tokens reach are rounded without regard to inputs.",
+    )
+    iterations: int = Field(default=200, gt=0, description="autoround: updates of a decoder layer's rounding.")
+    batch_documents: int = Field(default=8, gt=0, description="autoround: documents of an update.")
 
     @classmethod
     def from_yaml(cls, path: Path) -> Self:

@@ -6,8 +6,9 @@ Memory stays at one output shard plus one weight, whatever the size of the model
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from aerie.artefacts import sha256_file, write_json
 from aerie.quant.errors import NotACheckpointError, OutputError
+from aerie.quant.header import Stored, read_header
 
 REPORT_NAME = "quant_report.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -81,26 +83,44 @@ class Checkpoint:
         except SafetensorError as error:
             raise NotACheckpointError(f"{shard}: is not a whole safetensors file ({error})") from error
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor, from the headers."""
-        from safetensors import SafetensorError, safe_open
+    @cached_property
+    def stored(self) -> dict[str, Stored]:
+        """Where every tensor is, from the headers."""
+        return {name: tensor for shard in self.shards for name, tensor in read_header(shard).items()}
 
-        found: dict[str, tuple[int, ...]] = {}
-        for shard in self.shards:
-            try:
-                with safe_open(shard, framework="pt") as file:
-                    found.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118 (safe_open is no mapping)
-            except SafetensorError as error:
-                raise NotACheckpointError(f"{shard}: is not a whole safetensors file ({error})") from error
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor."""
+        return {name: tensor.shape for name, tensor in self.stored.items()}
+
+    def read(self, names: Collection[str]) -> dict[str, torch.Tensor]:
+        """Some tensors, by name."""
+        from safetensors import safe_open
+
+        found: dict[str, torch.Tensor] = {}
+        for shard in sorted({self.stored[name].path for name in names}):
+            with safe_open(shard, framework="pt") as file:
+                found.update({name: file.get_tensor(name) for name in names if self.stored[name].path == shard})
         return found
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of config and weights, by file name."""
         return {path.name: sha256_file(path) for path in (self.directory / "config.json", *self.shards)}
 
+    def check_types(self) -> None:
+        """Raises NotACheckpointError, naming the tensor, where weights are no 16- or 32-bit floating-point numbers."""
+        for name, tensor in self.stored.items():
+            if tensor.kind not in ("BF16", "F16", "F32"):
+                raise NotACheckpointError(
+                    f"MODEL: {name} is of type {tensor.kind}; give a checkpoint whose weights are BF16, F16 or F32"
+                )
+
     def weight_bytes(self) -> int:
         """Bytes of the weight files."""
         return sum(shard.stat().st_size for shard in self.shards)
+
+    def largest_shard(self) -> int:
+        """Bytes of the largest weight file."""
+        return max(shard.stat().st_size for shard in self.shards)
 
 
 def check_output(source: Path, out: Path) -> None:
@@ -145,8 +165,13 @@ def rewrite(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_json(staging / INDEX_NAME, index)
     write_json(staging / "config.json", dict(config))
+    carry(source.directory, staging)
+    return written
+
+
+def carry(source: Path, staging: Path) -> None:
+    """Copy what a served checkpoint needs beside config and weights."""
     for pattern in CARRIED:
-        for path in source.directory.glob(pattern):
+        for path in source.glob(pattern):
             if path.is_file():
                 shutil.copyfile(path, staging / path.name)
-    return written

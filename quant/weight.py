@@ -57,3 +57,7 @@ class Int4Weight:
         zero = float(MIDDLE) if self.zero_NG is None else self.zero_NG.float().unsqueeze(-1)
         centred_NGS = self.q_NK.float().reshape(n, groups, k // groups) - zero
         return (centred_NGS * self.scale_NG.float().unsqueeze(-1)).reshape(n, k)
+
+    def cpu(self) -> "Int4Weight":
+        """The same in the main memory."""
+        return Int4Weight(self.q_NK.cpu(), self.scale_NG.cpu(), None if self.zero_NG is None else self.zero_NG.cpu())

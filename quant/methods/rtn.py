@@ -10,6 +10,7 @@ import torch
 
 from aerie.quant.weight import LEVELS, MIDDLE, Int4Weight, Scheme
 
+Clip = Literal["absmax", "mse"]
 # Shrinking a group's range trades clipped outliers for finer steps; below half its magnitude the clipping always
 # dominates for the weight distributions of trained models.
 MSE_SHRINK_FACTORS = tuple(1.0 - step / 40 for step in range(21))
@@ -20,7 +21,7 @@ CHUNK_WEIGHTS = 2**24
 def round_to_nearest(
     weight_NK: torch.Tensor,
     scheme: Scheme,
-    clip: Literal["absmax", "mse"],
+    clip: Clip,
     importance_K: torch.Tensor | None = None,
 ) -> Int4Weight:
     """Quantise a weight: w ~ (q - zero) * scale.
@@ -41,7 +42,7 @@ def round_to_nearest(
 
 
 def _quantise(
-    weight_NK: torch.Tensor, scheme: Scheme, clip: Literal["absmax", "mse"], importance_K: torch.Tensor | None
+    weight_NK: torch.Tensor, scheme: Scheme, clip: Clip, importance_K: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     n, k = weight_NK.shape
     weight_NGS = weight_NK.float().reshape(n, scheme.groups(k), -1)

@@ -228,10 +228,14 @@ def draft_verify(
 @app.command()
 def quantize(model: Path, out: Path, recipe: OptionalRecipe = None) -> None:
     """Write the INT4 twin of the 16-bit checkpoint MODEL to the folder OUT."""
-    from aerie.quant.recipe import QuantRecipe
-    from aerie.quant.run import quantise_with_progress
+    from aerie.trainer.quantise import Recipe, run
 
-    chosen = QuantRecipe() if recipe is None else QuantRecipe.from_yaml(recipe)
-    report = quantise_with_progress(model, out, chosen)
+    report = run(model, out, Recipe() if recipe is None else Recipe.from_yaml(recipe))
     sizes = f"{report.bytes_before / 1e6:.1f} MB became {report.bytes_after / 1e6:.1f} MB ({report.ratio:.0%})"
     print(f"{out}: {sizes}, relative error of the weights {report.relative_error:.4f}")
+    if report.quality is not None:
+        quality = report.quality
+        print(
+            f"held-out text: perplexity {quality.perplexity_before:.4f} became {quality.perplexity_after:.4f} "
+            f"({quality.perplexity_loss:+.2%}), same first token for {quality.top1_agreement:.2%}"
+        )

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A decoder-only transformer whose layers are in memory one at a time, to run calibration text through it.
+
+transformers 5 fuses experts into 3-D parameters; here each expert is three linear layers under the names that
+checkpoints use, as every one is quantised by itself.
+
+Shape suffixes: D documents, L tokens, H hidden size, E experts, T tokens of several documents.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aerie.quant.errors import QuantError
+from aerie.quant.stream import Checkpoint
+
+BATCH_TOKENS = 8192
+"""Tokens that pass a layer at a time."""
+
+
+class Expert(nn.Module):
+    """SwiGLU of one expert."""
+
+    def __init__(self, hidden: int, inner: int, act_fn: nn.Module) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, inner, bias=False)
+        self.up_proj = nn.Linear(hidden, inner, bias=False)
+        self.down_proj = nn.Linear(inner, hidden, bias=False)
+        self.act_fn = act_fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, H] to [T, H]."""
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class Experts(nn.Module):
+    """A router and experts as linear layers: the arithmetic of transformers' Qwen3MoeSparseMoeBlock."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        fused: Any = block.experts
+        self.gate: Any = block.gate
+        self.experts = nn.ModuleList(
+            Expert(fused.hidden_dim, fused.intermediate_dim, fused.act_fn) for _ in range(fused.num_experts)
+        )
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[..., H] to [..., H]."""
+        x_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
+        _, weights, chosen = self.gate(x_TH)
+        out_TH = torch.zeros_like(x_TH)
+        for index, expert in enumerate(self.experts):
+            token, place = torch.where(chosen == index)
+            if len(token):
+                out_TH = out_TH.index_add(0, token, expert(x_TH[token]) * weights[token, place, None])
+        return out_TH.view_as(hidden_states)
+
+    def affinity(self, x_TH: Tensor) -> Tensor:
+        """Router's probability of each expert, chosen or not, [T, E]."""
+        logits_TE, _, _ = self.gate(x_TH)
+        return logits_TE.float().softmax(-1)  # type: ignore[no-any-return]
+
+    def counts(self, x_TH: Tensor) -> Tensor:
+        """Tokens routed to each expert, [E]."""
+        _, _, chosen = self.gate(x_TH)
+        return torch.bincount(chosen.flatten(), minlength=len(self.experts))
+
+
+class Skeleton:
+    """A checkpoint's architecture, without weights but for the layer that is asked for.
+
+    Raises:
+        QuantError: transformers does not know it, or it is not made as Llama and Qwen3 are.
+    """
+
+    def __init__(self, source: Checkpoint, device: torch.device) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        self._source, self.device = source, device
+        factory: Any = AutoModelForCausalLM  # its methods carry no types
+        self.config: Any = AutoConfig.from_pretrained(source.directory)
+        self.config._attn_implementation = "sdpa"
+        try:
+            with torch.device("meta"):
+                self._model = factory.from_config(self.config)
+        except ValueError as error:
+            raise QuantError(f"MODEL: config.json: {error}") from error
+        base = self._model.model
+        if not all(hasattr(base, part) for part in ("embed_tokens", "layers", "norm", "rotary_emb")):
+            raise QuantError(f"MODEL: {type(base).__name__} has no decoder layers under model.layers; use method: rtn")
+        self._rotary = type(base.rotary_emb)(config=self.config).to(device)
+        self._where = frozenset(source.stored)
+
+    def __len__(self) -> int:
+        return len(self._model.model.layers)
+
+    def prefix(self, index: int) -> str:
+        """Of a layer's tensors."""
+        return f"model.layers.{index}."
+
+    def layer(self, index: int, replaced: Mapping[str, Tensor] | None = None) -> nn.Module:
+        """Decoder layer `index` in float32, ready to run; `replaced` overrides tensors, by full name."""
+        prefix = self.prefix(index)
+        names = [name for name in self._where if name.startswith(prefix)]
+        with torch.device("meta"):
+            kind: Any = type(self._model.model.layers[index])
+            layer: nn.Module = kind(self.config, index)
+            if hasattr(layer.mlp, "experts"):
+                moe: Any = layer.mlp
+                layer.mlp = Experts(moe)
+        tensors = {name: (replaced or {}).get(name) for name in names}
+        missing = [name for name, tensor in tensors.items() if tensor is None]
+        tensors.update(self._source.read(missing))
+        state = {
+            name.removeprefix(prefix): tensor.to(self.device, torch.float32)
+            for name, tensor in tensors.items()
+            if tensor is not None
+        }
+        try:
+            layer.load_state_dict(state, strict=True, assign=True)
+        except RuntimeError as error:
+            raise QuantError(
+                f"MODEL: layer {index} does not hold the tensors of {type(layer).__name__}: {error}"
+            ) from error
+        layer.requires_grad_(False)
+        layer.train(False)
+        return layer
+
+    def embed(self, ids_DL: Tensor) -> Tensor:
+        """First states of documents, float32 [D, L, H]."""
+        (table,) = self._source.read(["model.embed_tokens.weight"]).values()
+        return table[ids_DL].float()
+
+    def positions(self, length: int) -> dict[str, Any]:
+        """What a layer takes beside its states: all documents start at position 0, attention is causal."""
+        position_ids = torch.arange(length, device=self.device)[None]
+        dummy = torch.empty(0, device=self.device)
+        return {"position_embeddings": self._rotary(dummy, position_ids), "position_ids": position_ids}
+
+    def run(self, layer: nn.Module, states_DLH: Tensor) -> Tensor:
+        """What a layer makes of all documents, [D, L, H]."""
+        out = torch.empty_like(states_DLH)
+        with torch.no_grad():
+            for part in batches(states_DLH):
+                out[part] = layer(states_DLH[part].to(self.device), **self.positions(states_DLH.shape[1])).cpu()
+        return out
+
+    def normed(self, states_TH: Tensor) -> Tensor:
+        """What the output matrix reads, of the last layer's states."""
+        norm: Any = self._model.model.norm
+        (weight,) = self._source.read(["model.norm.weight"]).values()
+        return nn.functional.rms_norm(states_TH, states_TH.shape[-1:], weight.float(), norm.variance_epsilon)
+
+    def head(self) -> Tensor:
+        """The output matrix, float32 [V, H]."""
+        name = "lm_head.weight" if "lm_head.weight" in self._where else "model.embed_tokens.weight"
+        return self._source.read([name])[name].float()
+
+
+def batches(states_DLH: Tensor) -> Iterator[slice]:
+    """Documents that pass a layer together."""
+    documents, length, _ = states_DLH.shape
+    size = max(1, BATCH_TOKENS // length)
+    return (slice(first, min(first + size, documents)) for first in range(0, documents, size))
