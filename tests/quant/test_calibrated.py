@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -42,10 +42,11 @@ TEXTS = {CALIBRATION: documents(0), HELD_OUT: documents(1)}
 def moe(tmp_path: Path) -> Path:
     """Four experts, two a token, one of which the router never chooses."""
     torch.manual_seed(0)
+    settings: dict[str, Any] = {"head_dim": 32}
     config = Qwen3MoeConfig(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
         vocab_size=VOCAB, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, norm_topk_prob=True,
-        tie_word_embeddings=True,
+        tie_word_embeddings=True, **settings,
     )  # fmt: skip
     model = Qwen3MoeForCausalLM(config).bfloat16()
     model.save_pretrained(tmp_path / "moe")

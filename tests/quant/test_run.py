@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from aerie.quant.convert import Silent
 from aerie.quant.dequantise import dequantise_checkpoint, load_dequantised
 from aerie.quant.errors import (
     AlreadyQuantisedError,
@@ -22,19 +21,15 @@ from aerie.quant.errors import (
     ShapeError,
 )
 from aerie.quant.formats import FORMATS
-from aerie.quant.layerwise import CALIBRATION
 from aerie.quant.methods.rtn import round_to_nearest
 from aerie.quant.recipe import QuantRecipe
 from aerie.quant.report import QuantReport
 from aerie.quant.run import quantise
 from aerie.quant.select import scheme_of
-from aerie.quant.text import Document
 
 RECIPE = QuantRecipe(group_size=32)
 LINEAR = "model.layers.1.mlp.down_proj"
-LAYERS = 2
 LINEARS = 14  # seven a layer
-DOCUMENTS = [Document(tuple((7 * row + 3 * place) % 96 for place in range(24))) for row in range(4)]
 SaveModel = Callable[..., Path]
 
 
@@ -138,58 +133,6 @@ def test_dequantised_checkpoint_is_plain(save_model: SaveModel, tmp_path: Path) 
     expected = load_dequantised(tmp_path / "int4").state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in plain.items())
     assert (tmp_path / "plain/tokenizer.json").is_file()
-
-
-class Seen(Silent):
-    """What a bar would be told."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.layers: list[tuple[int, int, float | None]] = []
-        self._stop_after = stop_after
-
-    def layer(self, done: int, total: int, error: float | None) -> None:
-        self.layers.append((done, total, error))
-        if done == self._stop_after:
-            raise KeyboardInterrupt
-
-
-def test_progress_counts_parts(save_model: SaveModel, tmp_path: Path) -> None:
-    seen = Seen()
-    quantise(save_model(), tmp_path / "int4", RECIPE, progress=seen)
-    assert seen.layers == [(done, LAYERS + 1, None) for done in range(LAYERS + 2)]
-
-
-@pytest.mark.parametrize("method", ["rtn", "autoround"])
-@pytest.mark.parametrize("stop_after", [1, 2])
-def test_a_stopped_run_goes_on_to_the_same_bytes(
-    save_model: SaveModel, tmp_path: Path, method: str, stop_after: int
-) -> None:
-    model = save_model()
-    recipe = RECIPE.model_copy(update={"method": method, "iterations": 3, "batch_documents": 2})
-    texts = {} if method == "rtn" else {CALIBRATION: DOCUMENTS}
-    quantise(model, tmp_path / "whole", recipe, texts)
-    with pytest.raises(KeyboardInterrupt):
-        quantise(model, tmp_path / "int4", recipe, texts, Seen(stop_after))
-    assert not (tmp_path / "int4").exists()
-    finished = tmp_path / ".int4.parts/layer_00000.safetensors"
-    made = finished.stat().st_mtime_ns
-    seen = Seen()
-    with pytest.raises(KeyboardInterrupt):
-        quantise(model, tmp_path / "int4", recipe, texts, Seen(LAYERS))
-    assert finished.stat().st_mtime_ns == made
-    quantise(model, tmp_path / "int4", recipe, texts, seen)
-    for name in ("model.safetensors", "config.json"):
-        assert (tmp_path / "int4" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert not (tmp_path / ".int4.parts").exists()
-
-
-def test_parts_of_another_recipe_are_not_taken(save_model: SaveModel, tmp_path: Path) -> None:
-    model = save_model()
-    with pytest.raises(KeyboardInterrupt):
-        quantise(model, tmp_path / "int4", QuantRecipe(group_size=64), progress=Seen(1))
-    quantise(model, tmp_path / "int4", RECIPE)
-    quantise(model, tmp_path / "whole", RECIPE)
-    assert (tmp_path / "int4/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
 def test_methods_that_look_at_text_ask_for_it(save_model: SaveModel, tmp_path: Path) -> None:
