@@ -61,23 +61,25 @@ def documents(model: Path, recipe: Recipe) -> dict[str, list[Document]]:
             named = {CALIBRATION: path} | ({} if held_out is None else {HELD_OUT: held_out})
             return {name: read_documents(file, model) for name, file in named.items()}
         case Generated() as generated:
-            kept = load_prompts(generated.held_out)
-            asked = without(load_prompts(generated.prompts), kept)
-            return {
-                CALIBRATION: _answered(model, generated, asked, generated.answers.temperature),
-                # As the model is served, at its most likely.
-                HELD_OUT: _answered(model, generated, kept, 0.0),
-            }
+            asked = without(load_prompts(generated.prompts), load_prompts(generated.held_out))
+            written = _answers(model, generated, asked, generated.answers.temperature)
+            files = {CALIBRATION: written, HELD_OUT: held_out_answers(model, generated)}
+            return {name: read_documents(file, model) for name, file in files.items()}
 
 
-def _answered(model: Path, generated: Generated, chats: list[Chat], temperature: float) -> list[Document]:
+def held_out_answers(model: Path, generated: Generated) -> Path:
+    """The file of the model's answers to the held-out prompts, as it is served: at its most likely."""
+    return _answers(model, generated, load_prompts(generated.held_out), 0.0)
+
+
+def _answers(model: Path, generated: Generated, chats: list[Chat], temperature: float) -> Path:
     answers = generated.answers
     settings = {**answers.model_dump(mode="json", exclude={"part"}), "temperature": temperature}
     inputs = {**target_hashes(model), "prompts": hashlib.sha256(repr(chats).encode()).hexdigest()}
     folder = stage(
         generated.work, "answers", settings, inputs, lambda part: regenerate(model, chats, answers, temperature, part)
     )
-    return read_documents(folder / FILE, model)
+    return folder / FILE
 
 
 def run(model: Path, out: Path, recipe: Recipe) -> QuantReport:
