@@ -7,8 +7,8 @@ through the model, layer by layer, beside those of the unquantised model.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 
@@ -91,30 +91,17 @@ class Conversion:
             return None
         held_out, said = texts[HELD_OUT], tokens[HELD_OUT]
         head_VH = None if head is None else head.dequantise()
-        return compare(
-            skeleton, held_out.plain_DLH, held_out.quantised_DLH, said.ids_DL, said.scored_DL, head_VH
-        )  # fmt: skip
+        return compare(skeleton, held_out.plain_DLH, held_out.quantised_DLH, said.ids_DL, said.scored_DL, head_VH)
 
     def _without_text(self) -> None:
         parts = units(list(self.source.stored))
-        for done, (part, names) in enumerate(parts.items()):
+        for done, (name, tensors) in enumerate(parts.items()):
             self.progress.layer(done, len(parts), None)
-            if self.parts.has(part):
-                continue
-            tensors: dict[str, torch.Tensor] = {}
-            layers = []
-            for name in names:
-                (tensor,) = self.source.read([name]).values()
-                linear = name.removesuffix(".weight")
-                if linear in self.selected:
-                    check_finite(name, tensor)
-                    weight = round_to_nearest(tensor, self.scheme, self.recipe.clip)
-                    kept = self.format.tensors(linear, weight)
-                    tensors |= kept
-                    layers.append(account(tensor, weight) | stored_as(linear, kept))
-                else:
-                    tensors[name] = stored(tensor)
-            self.parts.save(part, tensors, {"layers": layers})
+            if not self.parts.has(name):
+                part = _Part()
+                for tensor in tensors:
+                    self._convert(tensor, part)
+                self.parts.save(name, part.tensors, {"layers": part.layers})
         self.progress.layer(len(parts), len(parts), None)
 
     def _walk(self, skeleton: Skeleton, tokens: Mapping[str, Tokens]) -> dict[str, Texts]:
@@ -145,59 +132,66 @@ class Conversion:
         selected = [name.removesuffix(".weight") for name in names if name.removesuffix(".weight") in self.selected]
         inner = [name.removeprefix(prefix) for name in selected]
         result = quantiser.quantise(index, inner, texts, self.progress.tuning)
-        tensors: dict[str, torch.Tensor] = {}
-        layers = []
+        part = _Part()
         for name in sorted(names):
             linear = name.removesuffix(".weight")
             if linear in self.selected:
                 within = linear.removeprefix(prefix)
-                kept = self.format.tensors(linear, result.weights[within])
-                tensors |= kept
-                layers.append(result.accounts[within] | stored_as(linear, kept))
+                part.add(linear, self.format.tensors(linear, result.weights[within]), result.accounts[within])
             else:
                 changed = result.changed.get(name.removeprefix(prefix))
-                tensors[name] = stored(self.source.read([name])[name] if changed is None else changed)
+                part.tensors[name] = stored(self.source.read([name])[name] if changed is None else changed)
         error = next(iter(result.output_errors.values()))
         report = {
-            "layers": layers,
+            "layers": part.layers,
             "output_errors": result.output_errors,
             "tokens_by_expert": result.tokens_by_expert,
             "fallbacks": [prefix + name for name in result.fallbacks],
         }
-        self.parts.save(f"layer_{index:05}", tensors, report)
+        self.parts.save(f"layer_{index:05}", part.tensors, report)
         return error
 
     def _rest(self, skeleton: Skeleton, texts: Mapping[str, Texts]) -> Int4Weight | None:
         """The last part; returns the output matrix if it is quantised."""
-        tensors: dict[str, torch.Tensor] = {}
-        layers, head = [], None
+        part, head = _Part(), None
         for name in units(list(self.source.stored))[REST]:
-            (tensor,) = self.source.read([name]).values()
-            linear = name.removesuffix(".weight")
-            if linear in self.selected:
-                check_finite(name, tensor)
-                importance = None
-                if linear == HEAD and CALIBRATION in texts and self.recipe.method != "rtn":
-                    text = texts[CALIBRATION]
-                    importance = skeleton.normed(text.quantised_DLH[text.counts_DL]).square().mean(0)
-                weight = round_to_nearest(tensor.float(), self.scheme, self.recipe.clip, importance)
-                head = weight if linear == HEAD else head
-                kept = self.format.tensors(linear, weight)
-                tensors |= kept
-                layers.append(account(tensor, weight) | stored_as(linear, kept))
-            else:
-                tensors[name] = stored(tensor)
-        self.parts.save(REST, tensors, {"layers": layers})
+            importance = None
+            if name == f"{HEAD}.weight" and CALIBRATION in texts and self.recipe.method != "rtn":
+                text = texts[CALIBRATION]
+                importance = skeleton.normed(text.quantised_DLH[text.counts_DL]).square().mean(0)
+            weight = self._convert(name, part, importance)
+            head = weight if name == f"{HEAD}.weight" else head
+        self.parts.save(REST, part.tensors, {"layers": part.layers})
         self.progress.layer(len(skeleton) + 1, len(skeleton) + 1, None)
         return head
+
+    def _convert(self, name: str, part: "_Part", importance_K: torch.Tensor | None = None) -> Int4Weight | None:
+        """Put a tensor into a part by itself; returns the weight if it is quantised."""
+        (tensor,) = self.source.read([name]).values()
+        linear = name.removesuffix(".weight")
+        if linear not in self.selected:
+            part.tensors[name] = stored(tensor)
+            return None
+        if not torch.isfinite(tensor).all():
+            raise QuantError(f"MODEL: {name} is not finite; the checkpoint is damaged or its training diverged")
+        weight = round_to_nearest(tensor, self.scheme, self.recipe.clip, importance_K)
+        part.add(linear, self.format.tensors(linear, weight), account(tensor, weight))
+        return weight
+
+
+@dataclass
+class _Part:
+    """What a part's file will hold."""
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, linear: str, tensors: Mapping[str, torch.Tensor], accounted: Mapping[str, Any]) -> None:
+        """A quantised layer."""
+        self.tensors |= tensors
+        self.layers.append({**accounted, **stored_as(linear, tensors)})
 
 
 def stored(tensor: torch.Tensor) -> torch.Tensor:
     """What is not quantised stays in 16 bits; a float32 source is rounded once, here."""
     return tensor.bfloat16() if tensor.dtype == torch.float32 else tensor
-
-
-def check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Raises QuantError where a weight holds infinities or NaN."""
-    if not torch.isfinite(tensor).all():
-        raise QuantError(f"MODEL: {name} is not finite; the checkpoint is damaged or its training diverged")

@@ -90,6 +90,9 @@ class Skeleton:
         base = self._model.model
         if not all(hasattr(base, part) for part in ("embed_tokens", "layers", "norm", "rotary_emb")):
             raise QuantError(f"MODEL: {type(base).__name__} has no decoder layers under model.layers; use method: rtn")
+        kinds = set(getattr(self.config, "layer_types", None) or ()) - {"full_attention"}
+        if kinds:
+            raise QuantError(f"MODEL: layers of {', '.join(sorted(kinds))} cannot read text here; use method: rtn")
         self._rotary = type(base.rotary_emb)(config=self.config).to(device)
         self._where = frozenset(source.stored)
 
