@@ -35,6 +35,17 @@ def stock_serves(c: MPLinearLayerConfig) -> bool:
     return implements
 
 
+def why_not_stock(c: MPLinearLayerConfig) -> str:
+    """Why our kernel and not vLLM's serves a layer that ours can serve."""
+    if kernel_choice() == "aerie":
+        return "AERIE_CPU_INT4=aerie"
+    if not stock_operator_exists():
+        return "vLLM's extension for this CPU has no INT4 operator"
+    if c.act_type == torch.float32:
+        return "vLLM's INT4 operator has no float32"
+    return str(CPUWNA16LinearKernel.can_implement(c)[1])
+
+
 class AerieW4A16LinearKernel(MPLinearKernel):
     """INT4 weights through torch's `_weight_int4pack_mm_for_cpu`, for groups of multiples of 32 or whole channels."""
 
@@ -89,10 +100,9 @@ class AerieW4A16LinearKernel(MPLinearKernel):
 
     def description(self) -> str:
         """What runs, for the log."""
-        reason = "" if stock_operator_exists() else "; vLLM's extension for this CPU has no INT4 operator"
         return (
             f"torch's _weight_int4pack_mm_for_cpu on {torch.backends.cpu.get_cpu_capability()}, "
-            f"{str(self.config.act_type).removeprefix('torch.')} outside, bfloat16 inside{reason}"
+            f"{str(self.config.act_type).removeprefix('torch.')} outside, bfloat16 inside"
         )
 
     def apply_weights(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
