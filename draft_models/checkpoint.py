@@ -60,8 +60,11 @@ def read_draft(directory: Path) -> tuple[DraftConfig, dict[str, "Tensor"]]:
     """The configuration and all tensors, on the CPU, in the types they were stored in; raises DraftMismatch."""
     from safetensors.torch import load_file
 
-    config = DraftConfig.from_hf(_read_config(directory, "--draft"))
-    _check_headers(config, directory)
+    stored = _read_config(directory, "--draft")
+    config = DraftConfig.from_hf(stored)
+    _check_headers(config, directory, quantised="quantization_config" in stored)
+    if "quantization_config" in stored:
+        raise DraftMismatch(f"--draft {directory}: its weights are quantised; give the 16-bit draft it was made from")
     tensors = load_file(directory / WEIGHTS)
     _check_vocabulary_map(config, tensors)
     return config, tensors
@@ -98,7 +101,7 @@ def verify_draft(directory: Path, target_dir: Path) -> tuple[str, ...]:
             config = DraftConfig.from_hf(draft)
         except ContractError as error:
             raise DraftMismatch(f"--draft {directory}: {error}") from error
-        _check_headers(config, directory)
+        _check_headers(config, directory, quantised="quantization_config" in draft)
         return _remarks(config, directory, target_dir)
     return ()
 
@@ -132,7 +135,21 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
 
 
-def _check_headers(config: DraftConfig, directory: Path) -> None:
+def _plain_shapes(found: Mapping[str, tuple[int, ...]], where: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights that packed ones stand for: of compressed-tensors' INT4, eight inputs a word."""
+    plain: dict[str, tuple[int, ...]] = {}
+    for name, shape in found.items():
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight_packed":
+            if f"{layer}.weight_scale" not in found:
+                raise DraftMismatch(f"{where}: missing {layer}.weight_scale")
+            plain[f"{layer}.weight"] = (shape[0], 8 * shape[1])
+        elif not (kind.startswith("weight_") and f"{layer}.weight_packed" in found):
+            plain[name] = shape
+    return plain
+
+
+def _check_headers(config: DraftConfig, directory: Path, *, quantised: bool) -> None:
     path = directory / WEIGHTS
     if not path.is_file():
         raise DraftMismatch(f"--draft {directory}: no {WEIGHTS} there; export the draft again")
@@ -140,7 +157,11 @@ def _check_headers(config: DraftConfig, directory: Path) -> None:
         headers = _headers(path)
     except Exception as error:  # safetensors' error class is not the same in every version
         raise DraftMismatch(f"--draft {path}: not a safetensors file ({error})") from error
-    _check_shapes(config, {name: shape for name, (shape, _) in headers.items()}, f"--draft {path}")
+    found = {name: shape for name, (shape, _) in headers.items()}
+    if quantised:
+        # An engine would look for packed weights only where the configuration speaks of them.
+        found = _plain_shapes(found, f"--draft {path}")
+    _check_shapes(config, found, f"--draft {path}")
     for name, dtype in _INTEGER_DTYPES.items():
         if name in headers and headers[name][1] != dtype:
             raise DraftMismatch(f"--draft {path}: {name} is stored as {headers[name][1]}, must be {dtype}")

@@ -4,21 +4,17 @@
 Read against vLLM 0.32.0 and 0.33.0. Imported by `vllm_linear` once a CPU platform is known, for it imports vLLM.
 """
 
-import logging
-
 import torch
-from vllm.model_executor.kernels.linear import MPLinearKernel, MPLinearLayerConfig
+from vllm.model_executor.kernels.linear import CPUWNA16LinearKernel, MPLinearKernel, MPLinearLayerConfig
 from vllm.model_executor.layers.quantization.utils import replace_parameter
 from vllm.platforms import CpuArchEnum, current_platform
 from vllm.scalar_type import scalar_types
 
-from aerie.kernels.w4a16_cpu.api import unsupported, w4a16_linear
-from aerie.kernels.w4a16_cpu.pack import pack_scales, pack_weight
-from aerie.quant.formats.nibbles import unpack
+from aerie.kernels.w4a16_cpu import unsupported
+from aerie.kernels.w4a16_cpu.api import w4a16_linear
+from aerie.kernels.w4a16_cpu.pack import nibbles, pack_scales, pack_words
 from aerie.quant.vllm_linear import kernel_choice
 
-# A child of vLLM's logger, for that is the one vLLM gives a handler in its worker processes.
-logger = logging.getLogger("vllm.aerie.int4")
 WEIGHT_TYPES = (scalar_types.uint4b8, scalar_types.uint4)
 ACTIVATION_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -28,18 +24,33 @@ def stock_operator_exists() -> bool:
     return hasattr(torch.ops._C, "cpu_gemm_wna16")
 
 
-def stock_serves(activation: torch.dtype) -> bool:
+def stock_serves(c: MPLinearLayerConfig) -> bool:
     """Whether vLLM's own CPU kernel runs: where its operator exists, with 16-bit activations.
 
     Its `can_implement` checks neither, so that the first forward pass would fail.
     """
-    return stock_operator_exists() and activation in (torch.bfloat16, torch.float16)
+    if not stock_operator_exists() or c.act_type not in (torch.bfloat16, torch.float16):
+        return False
+    implements: bool = CPUWNA16LinearKernel.can_implement(c)[0]
+    return implements
+
+
+def why_not_stock(c: MPLinearLayerConfig) -> str:
+    """Why our kernel and not vLLM's serves a layer that ours can serve."""
+    if kernel_choice() == "aerie":
+        return "AERIE_CPU_INT4=aerie"
+    if not stock_operator_exists():
+        return "vLLM's extension for this CPU has no INT4 operator"
+    if c.act_type == torch.float32:
+        return "vLLM's INT4 operator has no float32"
+    return str(CPUWNA16LinearKernel.can_implement(c)[1])
 
 
 class AerieW4A16LinearKernel(MPLinearKernel):
-    """INT4 weights through torch's `_weight_int4pack_mm_for_cpu`, for groups of 32, 64 or 128."""
+    """INT4 weights through torch's `_weight_int4pack_mm_for_cpu`, for groups of multiples of 32 or whole channels."""
 
-    _logged = False
+    stored_zero_offset = 0
+    """What is added to zero points as stored; a method whose format stores another value sets it."""
 
     @classmethod
     def get_min_capability(cls) -> int:
@@ -59,20 +70,20 @@ class AerieW4A16LinearKernel(MPLinearKernel):
             return False, f"AerieW4A16 reads 4-bit weights, not {c.weight_type}"
         if c.act_type not in ACTIVATION_TYPES:
             return False, f"AerieW4A16 takes {ACTIVATION_TYPES}, not {c.act_type}"
-        inputs, outputs = c.partition_weight_shape
-        reason = unsupported(outputs, inputs, c.group_size)
+        reason = unsupported(c.partition_weight_shape[0], c.group_size)
         if reason is not None:
             return False, f"AerieW4A16: {reason}"
         choice = kernel_choice()
         if choice == "stock":
             return False, "AERIE_CPU_INT4=stock"
-        if choice == "auto" and stock_serves(c.act_type):
+        if choice == "auto" and stock_serves(c):
             return False, f"vLLM's own kernel serves {c.act_type} on this CPU; AERIE_CPU_INT4=aerie forces AerieW4A16"
         return True, None
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Repack a layer's integers and scales, whichever checkpoint format they came from."""
         words, scales, zeros = self._get_weight_params(layer)
+        inputs, outputs = self.config.partition_weight_shape
         # GPTQ stores [K/8, N] and [G, N]; compressed-tensors and converted AWQ store [N, K/8] and [N, G].
         words_NW = words.data if getattr(words, "input_dim", 1) == 1 else words.data.T
         scale_NG = scales.data if getattr(scales, "output_dim", 0) == 0 else scales.data.T
@@ -80,28 +91,21 @@ class AerieW4A16LinearKernel(MPLinearKernel):
         if self.config.zero_points and zeros is not None:
             # Packed along the outputs: unpacking the transpose unpacks those.
             packed_GN = zeros.data.T if getattr(zeros, "output_dim", 0) == 0 else zeros.data
-            zero_NG = unpack(packed_GN).T
-        packed = pack_weight(unpack(words_NW))
-        replace_parameter(layer, self.w_q_name, torch.nn.Parameter(packed, requires_grad=False))
-        packed_scales = torch.nn.Parameter(pack_scales(scale_NG, zero_NG), requires_grad=False)
+            zero_NG = ((nibbles(packed_GN) + self.stored_zero_offset) & 0xF).T[:outputs]
+        if self.w_zp_name is not None and zeros is not None:
+            setattr(layer, self.w_zp_name, None)  # in the scales' offsets from here on, or of no meaning
+        replace_parameter(layer, self.w_q_name, torch.nn.Parameter(pack_words(words_NW), requires_grad=False))
+        packed_scales = torch.nn.Parameter(pack_scales(scale_NG, inputs, zero_NG), requires_grad=False)
         replace_parameter(layer, self.w_s_name, packed_scales)
-        self._log_once()
 
-    def _log_once(self) -> None:
-        if AerieW4A16LinearKernel._logged:
-            return
-        AerieW4A16LinearKernel._logged = True
-        logger.info(
-            "INT4 linear layers run on torch's _weight_int4pack_mm_for_cpu (%s, activations %s, bfloat16 inside); "
-            "vLLM's cpu_gemm_wna16 %s",
-            torch.backends.cpu.get_cpu_capability(),
-            self.config.act_type,
-            "was set aside by AERIE_CPU_INT4=aerie"
-            if stock_serves(self.config.act_type)
-            else "does not run this type on this CPU",
+    def description(self) -> str:
+        """What runs, for the log."""
+        return (
+            f"torch's _weight_int4pack_mm_for_cpu on {torch.backends.cpu.get_cpu_capability()}, "
+            f"{str(self.config.act_type).removeprefix('torch.')} outside, bfloat16 inside"
         )
 
     def apply_weights(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Map x [..., K] to [..., N] in its dtype."""
         words, scales, _ = self._get_weight_params(layer)
-        return w4a16_linear(x, words, scales, bias)
+        return w4a16_linear(x, words, scales, self.config.partition_weight_shape[1], bias)

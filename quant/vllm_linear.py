@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make vLLM serve INT4 linear layers on CPUs where its own kernel cannot.
+"""Make vLLM serve INT4 linear layers and experts on CPUs where its own kernels cannot.
 
-vLLM's kernel needs AVX-512 and 16-bit activations, and says yes without checking either; ours is asked first and
-steps back where vLLM's works (docs/decisions names the measurement).
+vLLM's linear kernel needs AVX-512 and 16-bit activations, and says yes without checking either; ours is asked first and
+steps back where vLLM's works (docs/decisions names the measurement). Its experts need AMX.
 """
 
 import os
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 from aerie.quant.errors import QuantError
 
@@ -29,29 +32,42 @@ def kernel_choice() -> Choice:
 
 
 def register() -> None:
-    """Put our kernel before vLLM's on CPU platforms; does nothing elsewhere, or when called again."""
-    from vllm.platforms import current_platform
+    """Put our kernel before vLLM's and our configurations in place of them; on x86 CPUs only, once or more often."""
+    from vllm.platforms import CpuArchEnum, current_platform
 
-    if not current_platform.is_cpu():
+    if not current_platform.is_cpu() or current_platform.get_cpu_architecture() != CpuArchEnum.X86:
         return
     kernel_choice()
     # The public register_linear_kernel appends, behind the kernel that says yes to everything.
     from vllm.model_executor.kernels.linear import _POSSIBLE_KERNELS
     from vllm.platforms import PlatformEnum
 
+    from aerie.quant import vllm_config
     from aerie.quant.vllm_kernel import AerieW4A16LinearKernel
 
     kernels = _POSSIBLE_KERNELS[PlatformEnum.CPU]
     if AerieW4A16LinearKernel not in kernels:
         kernels.insert(0, AerieW4A16LinearKernel)
+    vllm_config.register()
 
 
-def serving_kernel_name(dtype: Dtype | None = None, group_size: int = 64) -> str:
-    """The kernel that will serve INT4 layers on this machine, by asking vLLM.
+def stock_experts_serve(dtype: "torch.dtype") -> bool:
+    """Whether vLLM's INT4 experts may run on this CPU: they need AMX and, though they do not ask, bfloat16."""
+    import torch
+
+    return torch.cpu._is_amx_tile_supported() and dtype == torch.bfloat16
+
+
+def serving_kernel(
+    dtype: Dtype | None = None, group_size: int = 64, shape: tuple[int, int] = (4096, 4096), symmetric: bool = True
+) -> tuple[str, str]:
+    """The kernel that will serve an INT4 linear layer on this machine, by asking vLLM, and why.
 
     Args:
         dtype: of the activations; None means float32 on a CPU and bfloat16 elsewhere.
-        group_size: weights that share a scale.
+        group_size: weights that share a scale; -1 for all inputs of an output.
+        shape: outputs and inputs.
+        symmetric: without zero points.
 
     Raises:
         ValueError: no kernel can; the message lists vLLM's reasons.
@@ -63,14 +79,44 @@ def serving_kernel_name(dtype: Dtype | None = None, group_size: int = 64) -> str
 
     current_platform.import_kernels()
     register()
-    chosen = dtype or ("float32" if current_platform.is_cpu() else "bfloat16")
-    shape = (4096, 4096)
+    outputs, inputs = shape
     layer = MPLinearLayerConfig(
-        full_weight_shape=shape,
-        partition_weight_shape=shape,
-        weight_type=scalar_types.uint4b8,
-        act_type=getattr(torch, chosen),
+        full_weight_shape=(inputs, outputs),
+        partition_weight_shape=(inputs, outputs),
+        weight_type=scalar_types.uint4b8 if symmetric else scalar_types.uint4,
+        act_type=getattr(torch, dtype or default_dtype()),
         group_size=group_size,
-        zero_points=False,
+        zero_points=not symmetric,
     )
-    return choose_mp_linear_kernel(layer).__name__
+    name = choose_mp_linear_kernel(layer).__name__
+    if not current_platform.is_cpu():
+        return name, "vLLM's first choice for this GPU"
+    from aerie.quant.vllm_kernel import why_not_stock
+
+    return name, why_not_stock(layer) if name.startswith("Aerie") else "vLLM's own runs here with this type"
+
+
+def serving_experts(dtype: Dtype | None = None) -> tuple[str, str]:
+    """What will serve INT4 experts on this machine, and why.
+
+    Raises:
+        ValueError: nothing can.
+    """
+    import torch
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return "one of vLLM's", "it chooses while it loads, and the log names it"
+    choice, runs = kernel_choice(), stock_experts_serve(getattr(torch, dtype or default_dtype()))
+    if choice == "aerie" or (choice == "auto" and not runs):
+        return "Int4Experts", "AERIE_CPU_INT4=aerie" if choice == "aerie" else "vLLM's own need AMX and bfloat16"
+    if not runs:
+        raise ValueError("AERIE_CPU_INT4=stock, and vLLM's experts need AMX and bfloat16")
+    return "CPUExpertsInt4", "vLLM's own run here with this type; ours serve what they refuse"
+
+
+def default_dtype() -> Dtype:
+    """Of the activations, where nobody asked for another."""
+    from vllm.platforms import current_platform
+
+    return "float32" if current_platform.is_cpu() else "bfloat16"

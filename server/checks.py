@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from aerie.draft_models.checkpoint import DraftMismatch, verify_draft
+from aerie.quant.errors import QuantError
+from aerie.quant.survey import survey
 from aerie.server.errors import BadOption
 from aerie.server.plan import Plan
 
@@ -24,8 +26,26 @@ def check(plan: Plan) -> None:
     check_plugin()
     check_length(plan)
     check_parallel(plan)
+    check_int4(plan, "--model", plan.model)
     if plan.draft is not None:
         check_draft(plan, plan.draft)
+        check_int4(plan, "--draft", plan.draft)
+
+
+def check_int4(plan: Plan, option: str, folder: Path) -> None:
+    """INT4 layers must be of a shape that is served; in 16 bit on a CPU, and on a GPU, vLLM decides when it loads."""
+    if plan.device != "cpu" or plan.dtype != "float32":
+        return
+    try:
+        surveyed = survey(folder)
+    except QuantError as error:
+        raise BadOption(option, str(error), "copy the checkpoint again") from error
+    fix = "see what is served with `aerie doctor --model`, and quantise it so"
+    if surveyed.trouble is not None:
+        raise BadOption(option, surveyed.trouble, fix)
+    for layer in surveyed.layers:
+        if (reason := surveyed.refusal(layer)) is not None:
+            raise BadOption(option, f"{layer.pattern} cannot be served: {reason}", fix)
 
 
 def check_plugin() -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 
 import aerie
 from aerie.artefacts import sha256_file
+from aerie.quant.errors import QuantError
 from aerie.server.plan import Device, demo_home, device
 
 Status = Literal["ok", "off", "missing"]
@@ -41,8 +42,11 @@ def safely(examination: Callable[[], Iterator[Finding]]) -> list[Finding]:
     """The findings of one examination; one that itself fails is a finding."""
     try:
         return list(examination())
+    except QuantError as error:
+        return [Finding("checkpoint", "missing", str(error), "name the folder of a whole checkpoint")]
     except Exception as error:  # a broken installation raises anything at all, and doctor is there to say so
-        return [Finding(examination.__name__, "missing", f"{type(error).__name__}: {error}", "reinstall: `make setup`")]
+        name = getattr(examination, "__name__", "checkpoint")
+        return [Finding(name, "missing", f"{type(error).__name__}: {error}", "reinstall: `make setup`")]
 
 
 def show(findings: list[Finding], *, as_json: bool) -> int:
@@ -132,9 +136,10 @@ def plugin() -> Iterator[Finding]:
 
 def kernels() -> Iterator[Finding]:
     """What serves INT4 layers, which model runner, and what is off on this device."""
-    from aerie.quant.vllm_linear import serving_kernel_name
+    from aerie.quant.vllm_linear import serving_experts, serving_kernel
 
-    yield Finding("int4 kernel", "ok", serving_kernel_name())
+    for topic, (name, why) in (("int4 kernel", serving_kernel()), ("int4 experts", serving_experts())):
+        yield Finding(topic, "ok", f"{name}: {why}")
     where: Device = device()
     yield Finding("runner", "ok", "vLLM's model runner V1" if where == "cpu" else "vLLM's model runner V2")
     if where == "cpu":
@@ -142,15 +147,11 @@ def kernels() -> Iterator[Finding]:
 
 
 def _off_on_cpu() -> Iterator[Finding]:
-    import torch
-
     eager = "models run eagerly on a CPU, since compiling takes minutes; --no-enforce-eager compiles"
     yield Finding("torch.compile", "off", eager)
     yield Finding("CUDA graphs", "off", "there is no GPU")
     yield Finding("Triton kernels", "off", "Triton has no CPU backend; torch's own operators serve")
     yield Finding("adaptive verification", "off", "needs model runner V2, which needs a GPU")
-    if not torch.cpu._is_amx_tile_supported():
-        yield Finding("INT4 mixture of experts", "off", "vLLM's CPU kernel for it needs AMX")
 
 
 def demo() -> Iterator[Finding]:

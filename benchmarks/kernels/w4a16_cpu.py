@@ -29,11 +29,18 @@ LIMITS = {
 Record = dict[str, JsonValue]
 
 
-def sweep(isa: str) -> list[Record]:
-    """Run the sweep in a process limited to an instruction set."""
+def instruction_sets() -> list[str]:
+    """Those of LIMITS that this machine can run."""
+    import torch
+
+    return [isa for isa in LIMITS if isa == "AVX2" or torch.cpu.get_capabilities().get("avx512_f", False)]
+
+
+def sweep(isa: str, module: str = SWEEP) -> list[Record]:
+    """Run a sweep in a process limited to an instruction set."""
     environment = os.environ | LIMITS[isa] | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", SWEEP], env=environment, stdout=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-m", module], env=environment, stdout=subprocess.PIPE, text=True, check=False
     )
     records: list[Record] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or not records:
@@ -41,7 +48,8 @@ def sweep(isa: str) -> list[Record]:
     return records
 
 
-def _number(record: Record, way: str) -> float:
+def number(record: Record, way: str) -> float:
+    """A time or an error of a record."""
     value = record[way]
     if not isinstance(value, int | float):
         raise BenchmarkError(f"{way} is not a number: {value}")
@@ -54,22 +62,20 @@ def figures(records: Iterable[Record]) -> dict[str, float]:
     for record in records:
         for way in ("few_rows_error", "vllm_bfloat16_error"):
             if way in record:
-                found[f"largest_{way}"] = round(max(_number(record, way), found.get(f"largest_{way}", 0.0)), 5)
+                found[f"largest_{way}"] = round(max(number(record, way), found.get(f"largest_{way}", 0.0)), 5)
         isa = str(record["isa"])
         if "vllm_float32" in record:
             found["vllm_serves_float32"] = float(record["vllm_float32"] == "runs")
             continue
-        way = "many_rows" if _number(record, "rows") >= DENSE_FROM_ROWS[isa] else "few_rows"
+        way = "many_rows" if number(record, "rows") >= DENSE_FROM_ROWS[isa] else "few_rows"
         layer = f"{isa.lower()}_{record['outputs']}x{record['inputs']}_m{record['rows']}"
-        found[f"{layer}_speedup_over_float32"] = round(_number(record, "float32") / _number(record, way), 3)
+        found[f"{layer}_speedup_over_float32"] = round(number(record, "float32") / number(record, way), 3)
     return found
 
 
 def main(out: options.Out) -> None:
     """Time a linear layer in every form it can be served in."""
-    import torch
-
-    isas = [isa for isa in LIMITS if isa == "AVX2" or torch.cpu.get_capabilities().get("avx512_f", False)]
+    isas = instruction_sets()
     records = [record for isa in isas for record in sweep(isa)]
     arguments: dict[str, object] = {"instruction_sets": isas, "threads": 1, "unit": "microseconds of processor time"}
     result = ResultFile(

@@ -41,11 +41,11 @@ class Layer:
     def __init__(self, outputs: int, inputs: int) -> None:
         self.q = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8)
         self.scale = (torch.rand(outputs, inputs // GROUP_SIZE) * 0.01 + 0.001).bfloat16()
-        self.words_NB = pack.pack_weight(self.q)
-        self.scales_GN2 = pack.pack_scales(self.scale)
+        self.words_PB = pack.pack_weight(self.q)
+        self.scales_GP2 = pack.pack_scales(self.scale, inputs)
         self.weight = Int4Weight(self.q, self.scale).dequantise()
         self.weight_bfloat16 = self.weight.bfloat16()
-        self.block = pack.block_rows(outputs)
+        self.block = pack.block_rows()
 
     def error(self, x: torch.Tensor, y: torch.Tensor) -> float:
         """Frobenius norm of y - x W^T over that of x W^T, in float64 from the unrounded x."""
@@ -58,10 +58,10 @@ class Layer:
         ways: dict[str, Callable[[], torch.Tensor]] = {
             "float32": lambda: torch.nn.functional.linear(x, self.weight),
             "bfloat16": lambda: torch.nn.functional.linear(x_bfloat16, self.weight_bfloat16),
-            "few_rows": lambda: api.few_rows(x.bfloat16(), self.words_NB, self.scales_GN2).float(),
+            "few_rows": lambda: api.few_rows(x.bfloat16(), self.words_PB, self.scales_GP2).float(),
         }
         if (block := self.block) is not None:
-            ways["many_rows"] = lambda: api.many_rows(x.bfloat16(), self.words_NB, self.scales_GN2, block).float()
+            ways["many_rows"] = lambda: api.many_rows(x.bfloat16(), self.words_PB, self.scales_GP2, block).float()
         return ways
 
 

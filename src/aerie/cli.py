@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,6 +21,7 @@ import aerie
 from aerie.quant.errors import QuantError
 from aerie.server import settings
 from aerie.server.errors import BadOption, EngineFailed
+from aerie.server.settings import Dtype
 from aerie.trainer.errors import TrainerError
 
 app = typer.Typer(name="aerie", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -163,11 +165,22 @@ def _typed(context: typer.Context, name: str) -> bool:
 @app.command()
 def doctor(
     json_output: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Checkpoint, of a model or a draft: tell which kernel serves which layers."),
+    ] = None,
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", help="For --model: type of the activations; auto as `aerie serve` has it.")
+    ] = "auto",
 ) -> int:
     """Tell what this machine can run, what is off and why; exits non-zero with the fix when something is missing."""
-    from aerie.server.doctor import examine, show
+    from aerie.server.doctor import examine, safely, show
 
     findings = examine()
+    if model is not None:
+        from aerie.server.doctor_checkpoint import checkpoint
+
+        findings += safely(partial(checkpoint, model, None if dtype == "auto" else dtype))
     return show(findings, as_json=json_output)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from aerie.draft_models.checkpoint import DraftMismatch, identify_target, read_draft, verify_draft, write_draft
 from aerie.draft_models.contract import DraftConfig, GateKind, tensor_shapes
@@ -174,3 +175,41 @@ def test_verification_needs_no_torch(draft: Path, target: Path) -> None:
         f"verify_draft(Path({str(draft)!r}), Path({str(target)!r})); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
+def quantise_headers(directory: Path, **changes: object) -> None:
+    """Put packed tensors of no meaning in the place of weights, as compressed-tensors names and shapes them."""
+    path = directory / "model.safetensors"
+    packed: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(path).items():
+        layer = name.removesuffix(".weight")
+        if tensor.ndim == 2:
+            outputs, inputs = tensor.shape
+            packed[f"{layer}.weight_packed"] = torch.zeros(outputs, inputs // 8, dtype=torch.int32)
+            packed[f"{layer}.weight_scale"] = torch.ones(outputs, 1)
+            packed[f"{layer}.weight_shape"] = torch.tensor(tensor.shape)
+        else:
+            packed[name] = tensor
+    save_file(packed, path)
+    change_config(directory, **changes)
+
+
+def test_int4_weights_are_held_to_the_shapes_they_stand_for(tmp_path: Path, target: Path) -> None:
+    config = make_config(intermediate_size=16)
+    draft = tmp_path / "draft"
+    write_draft(draft, config, make_tensors(config), {})
+    quantise_headers(draft, quantization_config={"quant_method": "compressed-tensors"})
+    assert verify_draft(draft, target) == ()
+    with pytest.raises(DraftMismatch, match="quantised; give the 16-bit draft"):
+        read_draft(draft)
+    change_config(draft, intermediate_size=24)
+    with pytest.raises(DraftMismatch, match=r"mlp.* has shape \[.*16.*the configuration says"):
+        verify_draft(draft, target)
+
+
+def test_int4_weights_that_the_configuration_does_not_speak_of_are_refused(tmp_path: Path, target: Path) -> None:
+    config = make_config(intermediate_size=16)
+    write_draft(tmp_path / "draft", config, make_tensors(config), {})
+    quantise_headers(tmp_path / "draft")
+    with pytest.raises(DraftMismatch, match=r"missing fc\.weight"):
+        verify_draft(tmp_path / "draft", target)

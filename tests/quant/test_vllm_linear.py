@@ -4,11 +4,12 @@
 import pytest
 import torch
 from vllm.model_executor.kernels.linear import _POSSIBLE_KERNELS, MPLinearLayerConfig
+from vllm.model_executor.layers.quantization import get_quantization_config
 from vllm.platforms import PlatformEnum, current_platform
 from vllm.scalar_type import ScalarType, scalar_types
 
 from aerie.kernels.w4a16_cpu import reference
-from aerie.quant import vllm_kernel, vllm_linear
+from aerie.quant import vllm_config, vllm_kernel, vllm_linear
 from aerie.quant.errors import QuantError
 from aerie.quant.formats.nibbles import pack
 from aerie.quant.vllm_kernel import AerieW4A16LinearKernel
@@ -35,7 +36,33 @@ def test_registers_once_and_first() -> None:
 
 
 def test_float32_is_ours_on_every_cpu() -> None:
-    assert vllm_linear.serving_kernel_name("float32") == "AerieW4A16LinearKernel"
+    assert vllm_linear.serving_kernel("float32")[0] == "AerieW4A16LinearKernel"
+
+
+@pytest.mark.parametrize(
+    ("choice", "stock_runs", "dtype", "outputs", "kernel", "why"),
+    [
+        ("auto", False, "bfloat16", 64, "AerieW4A16LinearKernel", "vLLM's extension for this CPU has no INT4 operator"),
+        ("auto", True, "float32", 64, "AerieW4A16LinearKernel", "vLLM's INT4 operator has no float32"),
+        ("auto", True, "bfloat16", 24, "AerieW4A16LinearKernel", "Output size (24) not supported by CPUWNA16"),
+        ("auto", True, "bfloat16", 64, "CPUWNA16LinearKernel", "vLLM's own runs here with this type"),
+        ("aerie", True, "bfloat16", 64, "AerieW4A16LinearKernel", "AERIE_CPU_INT4=aerie"),
+    ],
+)
+def test_says_which_kernel_serves_and_why(
+    monkeypatch: pytest.MonkeyPatch,
+    choice: str,
+    stock_runs: bool,
+    dtype: vllm_linear.Dtype,
+    outputs: int,
+    kernel: str,
+    why: str,
+) -> None:
+    monkeypatch.setenv("AERIE_CPU_INT4", choice)
+    monkeypatch.setattr(vllm_kernel, "stock_operator_exists", lambda: stock_runs)
+    name, reason = vllm_linear.serving_kernel(dtype, 32, (outputs, 128))
+    assert name == kernel
+    assert reason.startswith(why)
 
 
 @pytest.mark.parametrize(
@@ -66,8 +93,8 @@ def test_unknown_choice_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> N
     ("config", "word"),
     [
         (layer_config(shape=(96, 64), group=64), "96 inputs"),
-        (layer_config(shape=(128, 24)), "24 outputs"),
-        (layer_config(group=-1), "group size -1"),
+        (layer_config(shape=(100, 64), group=-1), "100 inputs"),
+        (layer_config(group=16), "group size 16"),
         (layer_config(weight=scalar_types.uint8b128), "4-bit"),
         (layer_config(act=torch.float64), "float64"),
     ],
@@ -87,13 +114,27 @@ def parameter(data: torch.Tensor, **dims: int) -> torch.nn.Parameter:
     return made
 
 
-@pytest.mark.parametrize("layout", ["compressed-tensors", "compressed-tensors with zero points", "awq", "gptq"])
-def test_reads_every_layout(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+LAYOUTS = ("compressed-tensors", "compressed-tensors with zero points", "awq", "gptq", "gptq with zero points")
+# Outputs, inputs, group size: what the operator takes as it is, and what it is made to take.
+SHAPES = ((64, 128, 32), (64, 256, 256), (40, 192, 96), (1000, 96, -1))
+
+
+def quantised(outputs: int, inputs: int, group: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q [N, K] and zero points [N, G] in [0, 15], bfloat16 scales [N, G]."""
+    q = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8)
+    scale = (torch.rand(outputs, 1 if group == -1 else inputs // group) * 0.01 + 0.001).bfloat16()
+    return q, scale, torch.randint(0, 16, scale.shape, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("outputs", "inputs", "group"), SHAPES)
+def test_reads_every_layout(
+    monkeypatch: pytest.MonkeyPatch, layout: str, outputs: int, inputs: int, group: int
+) -> None:
+    """As vLLM hands them over: it has put AWQ's words into GPTQ's order."""
     monkeypatch.setenv("AERIE_CPU_INT4", "aerie")
     torch.manual_seed(0)
-    q = torch.randint(0, 16, (OUTPUTS, INPUTS), dtype=torch.uint8)
-    scale = (torch.rand(OUTPUTS, INPUTS // GROUP) * 0.01 + 0.001).bfloat16()
-    zero = torch.randint(0, 16, scale.shape, dtype=torch.uint8) if "zero" in layout or layout == "awq" else None
+    q, scale, zero = quantised(outputs, inputs, group)
     words = pack(q)
     layer = torch.nn.Module()
     if layout.startswith("compressed"):
@@ -102,13 +143,45 @@ def test_reads_every_layout(monkeypatch: pytest.MonkeyPatch, layout: str) -> Non
     else:
         layer.words = parameter(words.T, input_dim=0, output_dim=1, packed_dim=0)
         layer.scales = parameter(scale.T.float(), input_dim=0, output_dim=1)
-    if zero is not None:
+    with_zeros = "zero" in layout or layout == "awq"
+    if layout.startswith("gptq"):
+        # Its first format stores zero points less one; a symmetric layer has them too, and they mean nothing.
+        layer.zeros = parameter(
+            pack(((zero.to(torch.int8) - 1) & 0xF).to(torch.uint8).T), input_dim=0, output_dim=1, packed_dim=1
+        )
+    elif with_zeros:
         packed = pack(zero.T).T
         layer.zeros = parameter(packed, input_dim=1, output_dim=0, packed_dim=0)
-    weight_type = scalar_types.uint4b8 if zero is None else scalar_types.uint4
-    kernel = AerieW4A16LinearKernel(layer_config(weight=weight_type), "words", "scales", "zeros")
+    weight_type = scalar_types.uint4 if with_zeros else scalar_types.uint4b8
+    config = layer_config(shape=(inputs, outputs), group=group, weight=weight_type)
+    kernel = AerieW4A16LinearKernel(config, "words", "scales", "zeros")
+    kernel.stored_zero_offset = 1 if layout.startswith("gptq") else 0
     kernel.process_weights_after_loading(layer)
-    x, bias = torch.randn(5, INPUTS), torch.randn(OUTPUTS)
-    expected = reference.w4a16_linear(x, q, scale, zero, bias)
+    assert getattr(layer, "zeros", None) is None
+    x, bias = torch.randn(5, inputs), torch.randn(outputs)
+    expected = reference.w4a16_linear(x, q, scale, zero if with_zeros else None, bias)
     error = (kernel.apply_weights(layer, x, bias).double() - expected).norm() / expected.norm()
     assert error < 4e-3
+
+
+def test_vllm_keeps_16_bit_layers_only_of_shapes_that_its_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AERIE_CPU_INT4", raising=False)
+    monkeypatch.setattr(vllm_kernel, "stock_operator_exists", lambda: True)
+    assert not AerieW4A16LinearKernel.can_implement(layer_config(torch.bfloat16, shape=(128, 64)))[0]
+    assert AerieW4A16LinearKernel.can_implement(layer_config(torch.bfloat16, shape=(128, 24)))[0]
+
+
+def test_configurations_have_vllm_s_names() -> None:
+    vllm_linear.register()
+    vllm_linear.register()
+    for name, config in vllm_config.CONFIGS.items():
+        assert get_quantization_config(name) is config
+
+
+@pytest.mark.parametrize(("choice", "float32"), [("auto", True), ("aerie", True), ("stock", False)])
+def test_awq_and_gptq_take_float32_unless_told_not_to(
+    monkeypatch: pytest.MonkeyPatch, choice: str, float32: bool
+) -> None:
+    monkeypatch.setenv("AERIE_CPU_INT4", choice)
+    for config in (vllm_config.AerieAWQConfig, vllm_config.AerieGPTQConfig):
+        assert (torch.float32 in config.get_supported_act_dtypes()) is float32

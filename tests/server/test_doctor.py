@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import numpy
 import pytest
+from safetensors.numpy import save_file
 
 from aerie.artefacts import sha256_file
 from aerie.server import doctor
 from aerie.server.doctor import CARD, Finding, changed_files, show
+from aerie.server.doctor_checkpoint import checkpoint
+from aerie.server.plan import device
 
 MakeCheckpoint = Callable[..., Path]
 OK = Finding("vllm", "ok", "0.32.0")
@@ -66,3 +71,53 @@ def test_an_examination_that_fails_is_a_finding() -> None:
 
     (finding,) = doctor.safely(broken)
     assert (finding.status, finding.text) == ("missing", "OSError: broken installation")
+
+
+def pack(folder: Path, layer: str, inputs: int) -> None:
+    """Make a checkpoint's only matrix an INT4 one of 40 outputs, with one scale an output."""
+    words = numpy.zeros((40, inputs // 8), dtype=numpy.int32)
+    scales = numpy.zeros((40, 1), dtype=numpy.float16)
+    save_file({f"{layer}.weight_packed": words, f"{layer}.weight_scale": scales}, folder / "model.safetensors")
+
+
+INT4 = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4}}},
+}
+
+
+@pytest.mark.skipif(device() != "cpu", reason="on a GPU vLLM chooses")
+@pytest.mark.parametrize(
+    ("layer", "kernel"),
+    [("model.layers.0.mlp.up_proj", "AerieW4A16LinearKernel"), ("model.layers.0.mlp.experts.7.up_proj", "Int4Experts")],
+)
+def test_a_checkpoint_s_layers_are_told_with_their_kernel(
+    make_checkpoint: MakeCheckpoint, layer: str, kernel: str
+) -> None:
+    folder = make_checkpoint(quantization_config=INT4)
+    pack(folder, layer, 64)
+    (finding,) = checkpoint(folder, "float32")
+    assert finding.status == "ok"
+    assert finding.text.startswith(f"40 x 64, INT4 symmetric, one scale an output: {kernel}, because ")
+
+
+@pytest.mark.skipif(device() != "cpu", reason="on a GPU vLLM chooses")
+def test_a_layer_that_nothing_serves_is_missing_with_the_reason(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint(quantization_config=INT4)
+    pack(folder, "model.layers.0.mlp.experts.7.up_proj", 104)
+    (finding,) = checkpoint(folder, "float32")
+    assert finding.status == "missing"
+    assert "104 inputs with one scale an output are no multiple of 32" in finding.text
+    assert finding.fix
+
+
+def test_a_checkpoint_of_another_kind_is_left_to_vllm(make_checkpoint: MakeCheckpoint) -> None:
+    (finding,) = checkpoint(make_checkpoint(quantization_config={"quant_method": "fp8"}))
+    assert finding.status == "off"
+    assert "fp8" in finding.text
+
+
+def test_a_folder_that_is_no_checkpoint_is_a_finding(tmp_path: Path) -> None:
+    (finding,) = doctor.safely(partial(checkpoint, tmp_path))
+    assert (finding.topic, finding.status) == ("checkpoint", "missing")
+    assert "config.json cannot be read" in finding.text

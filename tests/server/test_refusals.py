@@ -6,9 +6,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
+from safetensors.numpy import save_file
 
 from aerie.draft_models.contract import DraftConfig
 from aerie.server import checks
@@ -100,6 +103,24 @@ def test_a_language_model_as_draft_with_another_vocabulary(make_checkpoint: Make
     assert refusal(model=str(make_checkpoint()), draft=str(draft)) == (
         "--draft: its vocabulary has 100 tokens, the model's 320; use a draft of the model's family, or --no-draft"
     )
+
+
+def test_int4_layers_that_no_kernel_serves(make_checkpoint: MakeCheckpoint) -> None:
+    weights = {"targets": ["Linear"], "weights": {"num_bits": 4}}
+    quantization = {"quant_method": "compressed-tensors", "config_groups": {"group_0": weights}}
+    model = make_checkpoint(quantization_config=quantization)
+    layer = "model.layers.3.mlp.up_proj"
+    words, scales = numpy.zeros((40, 8), dtype=numpy.int32), numpy.zeros((40, 4), dtype=numpy.float16)
+    save_file({f"{layer}.weight_packed": words, f"{layer}.weight_scale": scales}, model / "model.safetensors")
+    settings = ServeSettings(model=str(model), dtype="float32")
+    on_cpu = replace(make_plan(settings), device="cpu")
+    with pytest.raises(BadOption) as refused:
+        checks.check(on_cpu)
+    assert str(refused.value).startswith(
+        "--model: model.layers.*.mlp.up_proj cannot be served: group size 16 is no multiple of 32; "
+    )
+    checks.check(replace(on_cpu, dtype="bfloat16"))  # vLLM has kernels for more
+    checks.check(replace(on_cpu, device="cuda"))
 
 
 def test_more_positions_than_the_model_has(make_checkpoint: MakeCheckpoint) -> None:

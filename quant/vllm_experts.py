@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The INT4 mixture of experts for x86 CPUs behind vLLM's interface, one method a checkpoint format.
+
+vLLM's own needs AMX and 16-bit activations. Its class of each format still creates the parameters that loading fills;
+packing and the forward pass are ours. Read against vLLM 0.32.0 and 0.33.0; imported by `vllm_config`.
+
+Shape suffixes: E experts, N outputs, P outputs padded, K inputs, B bytes of two inputs each, G groups, T tokens,
+A experts a token chooses.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from compressed_tensors.quantization import QuantizationArgs
+from vllm.model_executor.layers.fused_moe import FusedMoEConfig, FusedMoEMethodBase, RoutedExperts, SharedExperts
+from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+from vllm.model_executor.layers.fused_moe.config import FusedMoEQuantConfig
+from vllm.model_executor.layers.quantization.auto_awq import AutoAWQConfig, AutoAWQMoEMethod
+from vllm.model_executor.layers.quantization.auto_gptq import AutoGPTQConfig, AutoGPTQMoEMethod
+from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe import (
+    compressed_tensors_moe_wna16 as packed_moe,
+)
+from vllm.model_executor.utils import replace_parameter
+
+from aerie.kernels.w4a16_cpu import PER_CHANNEL, unsupported
+from aerie.kernels.w4a16_cpu.pack import nibbles
+from aerie.kernels.w4a16_moe_cpu.api import w4a16_moe
+from aerie.kernels.w4a16_moe_cpu.pack import PackedExperts, pack_experts
+from aerie.quant.errors import QuantError
+
+Expert = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Unsigned integers [N, K], scales [N, G] and zero points [N, G] or None."""
+AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Where the nibbles of an AWQ word belong: outputs 0 to 7 lie in nibbles 0, 4, 1, 5, ..."""
+
+
+def unsupported_experts(layer: RoutedExperts, group_size: int) -> str | None:
+    """Why a layer's experts cannot be served, None when they can."""
+    config = layer.moe_config
+    if config.activation != MoEActivation.SILU or layer.swiglu_limit is not None:
+        return f"the activation is {config.activation.value} or clamped, and only plain silu is known"
+    if layer.apply_router_weight_on_input:
+        return "routing weights are applied to the input"
+    if config.has_bias:
+        return "experts have biases"
+    if config.is_lora_enabled:
+        return "LoRA is on"
+    for what, inputs in (("hidden", config.hidden_dim), ("inner", config.intermediate_size_per_partition)):
+        if (reason := unsupported(inputs, group_size)) is not None:
+            return f"{what} size: {reason}"
+    return None
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a checkpoint format's experts come out of loading."""
+
+    weight: str
+    scale: str
+    zero: str
+    """Names of the parameters, after `w13_` (gate over up) and `w2_` (down)."""
+    creator: FusedMoEMethodBase
+    """vLLM's method of the format, for its `create_weights`."""
+    expert: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Expert]
+    """From one expert's words, scales and zero points as loaded."""
+
+
+class Int4Experts(FusedMoEMethodBase):
+    """Packs the experts when they are loaded, and runs them."""
+
+    def __init__(self, moe: FusedMoEConfig, form: Format) -> None:
+        super().__init__(moe)
+        self.form = form
+
+    def create_weights(self, layer: torch.nn.Module, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 -- vLLM's
+        """Register the parameters that loading fills."""
+        self.form.creator.create_weights(_routed(layer), *arguments, **options)
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Repack gate over up, and down; zero points go into the scales' offsets."""
+        experts = _routed(layer)
+        if biases := sorted(experts._loaded_expert_biases):
+            raise QuantError(
+                f"{experts.layer_name}: the checkpoint has {', '.join(biases)}; experts have no biases here"
+            )
+        for part in ("w13", "w2"):
+            words_EPB, scales_EGP2 = pack_experts(self._unpacked(experts, part))
+            replace_parameter(experts, f"{part}_{self.form.weight}", words_EPB)
+            replace_parameter(experts, f"{part}_{self.form.scale}", scales_EGP2)
+            for unused in (f"{part}_{self.form.zero}", f"{part}_bias"):
+                if getattr(experts, unused, None) is not None:
+                    replace_parameter(experts, unused, None)
+
+    def _unpacked(self, layer: RoutedExperts, part: str) -> Iterator[Expert]:
+        words_E = getattr(layer, f"{part}_{self.form.weight}").data
+        scales_E = getattr(layer, f"{part}_{self.form.scale}").data
+        zeros_E = getattr(layer, f"{part}_{self.form.zero}", None)
+        for index in range(len(words_E)):
+            zeros = None if zeros_E is None else zeros_E.data[index]
+            yield self.form.expert(words_E[index], scales_E[index], zeros)
+
+    def get_fused_moe_quant_config(self, layer: RoutedExperts) -> FusedMoEQuantConfig | None:
+        """What vLLM's kernels would be told; ours needs nothing."""
+        return None
+
+    def apply(  # type: ignore[override]  # as in vLLM's base class, whose own base has other parameters
+        self,
+        layer: RoutedExperts,
+        x: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        shared_experts: SharedExperts | None,
+        shared_experts_input: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The routed experts' output [T, H]; vLLM's runner has run the shared ones."""
+        ids_TA = topk_ids if layer.expert_map is None else layer.expert_map[topk_ids.long()]
+        names = (f"{part}_{name}" for part in ("w13", "w2") for name in (self.form.weight, self.form.scale))
+        packed = PackedExperts(*(getattr(layer, name) for name in names))
+        return w4a16_moe(x, packed, topk_weights, ids_TA)
+
+    def description(self) -> str:
+        """What runs, for the log."""
+        return (
+            f"torch's _weight_int4pack_mm_for_cpu, expert by expert, on {torch.backends.cpu.get_cpu_capability()}, "
+            f"{str(self.moe.in_dtype).removeprefix('torch.')} outside, bfloat16 inside"
+        )
+
+
+def _routed(layer: torch.nn.Module) -> RoutedExperts:
+    if not isinstance(layer, RoutedExperts):
+        raise TypeError(f"{type(layer).__name__} holds no experts")
+    return layer
+
+
+class _CompressedTensorsCreator(packed_moe.CompressedTensorsWNA16MoEMethod):
+    """Without vLLM's constructor, which ends when vLLM has no kernel; so are the other two."""
+
+    def __init__(self, weights: QuantizationArgs, moe: FusedMoEConfig) -> None:
+        FusedMoEMethodBase.__init__(self, moe)
+        self.symmetric, self.num_bits, self.strategy = weights.symmetric, weights.num_bits, weights.strategy
+        self.packed_factor = Fraction(32, weights.num_bits)
+        self.group_size = PER_CHANNEL if weights.group_size is None else weights.group_size
+
+
+class _GPTQCreator(AutoGPTQMoEMethod):
+    def __init__(self, quant_config: AutoGPTQConfig, moe: FusedMoEConfig) -> None:
+        FusedMoEMethodBase.__init__(self, moe)
+        self.quant_config, self.input_dtype = quant_config, None
+
+
+class _AWQCreator(AutoAWQMoEMethod):
+    def __init__(self, quant_config: AutoAWQConfig, moe: FusedMoEConfig) -> None:
+        FusedMoEMethodBase.__init__(self, moe)
+        self.quant_config, self.input_dtype = quant_config, None
+
+
+class CompressedTensorsExperts(Int4Experts):
+    """Words [E, N, K/8] packed along the inputs, scales [E, N, G], zero points [E, N/8, G] along the outputs."""
+
+    def __init__(self, weights: QuantizationArgs, moe: FusedMoEConfig) -> None:
+        def expert(words: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None) -> Expert:
+            return nibbles(words), scales, None if zeros is None else nibbles(zeros.T).T
+
+        creator = _CompressedTensorsCreator(weights, moe)
+        super().__init__(moe, Format("weight_packed", "weight_scale", "weight_zero_point", creator, expert))
+
+
+class GPTQExperts(Int4Experts):
+    """Words [E, K/8, N] packed along the inputs, scales [E, G, N], zero points [E, G, N/8] along the outputs."""
+
+    def __init__(self, quant_config: AutoGPTQConfig, moe: FusedMoEConfig) -> None:
+        offset = stored_zero_offset(quant_config)
+
+        def expert(words: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None) -> Expert:
+            # A symmetric checkpoint has zero points too, and they mean nothing.
+            meant = None if quant_config.is_sym else zeros
+            return nibbles(words.T), scales.T, None if meant is None else ((nibbles(meant) + offset) & 0xF).T
+
+        super().__init__(moe, Format("qweight", "scales", "qzeros", _GPTQCreator(quant_config, moe), expert))
+
+
+class AWQExperts(Int4Experts):
+    """Words [E, K, N/8], scales [E, G, N], zero points [E, G, N/8]; packed along the outputs, in AWQ's order."""
+
+    def __init__(self, quant_config: AutoAWQConfig, moe: FusedMoEConfig) -> None:
+        def expert(words: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None) -> Expert:
+            meant = zeros if quant_config.zero_point else None
+            return _in_order(words).T, scales.T, None if meant is None else _in_order(meant).T
+
+        super().__init__(moe, Format("qweight", "scales", "qzeros", _AWQCreator(quant_config, moe), expert))
+
+
+def _in_order(words_KW: torch.Tensor) -> torch.Tensor:
+    q_K = nibbles(words_KW)
+    return q_K.view(len(q_K), -1, len(AWQ_ORDER))[..., list(AWQ_ORDER)].flatten(start_dim=1)
+
+
+def stored_zero_offset(config: AutoGPTQConfig) -> int:
+    """What is added to a GPTQ checkpoint's zero points: its first format stores them less one."""
+    return 0 if config.full_config.get("checkpoint_format") == "gptq_v2" else 1
