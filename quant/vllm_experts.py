@@ -68,7 +68,7 @@ class Format:
     """From one expert's words, scales and zero points as loaded."""
 
 
-class Int4Experts(FusedMoEMethodBase):
+class AerieInt4Experts(FusedMoEMethodBase):
     """Packs the experts when they are loaded, and runs them."""
 
     def __init__(self, moe: FusedMoEConfig, form: Format) -> None:
@@ -123,10 +123,9 @@ class Int4Experts(FusedMoEMethodBase):
 
     def description(self) -> str:
         """What runs, for the log."""
-        return (
-            f"torch's _weight_int4pack_mm_for_cpu, expert by expert, on {torch.backends.cpu.get_cpu_capability()}, "
-            f"{str(self.moe.in_dtype).removeprefix('torch.')} outside, bfloat16 inside"
-        )
+        isa, outside = torch.backends.cpu.get_cpu_capability(), str(self.moe.in_dtype).removeprefix("torch.")
+        how = f"torch's _weight_int4pack_mm_for_cpu, expert by expert, on {isa}, {outside} outside, bfloat16 inside"
+        return f"AerieInt4Experts ({how})"
 
 
 def _routed(layer: torch.nn.Module) -> RoutedExperts:
@@ -157,7 +156,7 @@ class _AWQCreator(AutoAWQMoEMethod):
         self.quant_config, self.input_dtype = quant_config, None
 
 
-class CompressedTensorsExperts(Int4Experts):
+class CompressedTensorsExperts(AerieInt4Experts):
     """Words [E, N, K/8] packed along the inputs, scales [E, N, G], zero points [E, N/8, G] along the outputs."""
 
     def __init__(self, weights: QuantizationArgs, moe: FusedMoEConfig) -> None:
@@ -168,7 +167,7 @@ class CompressedTensorsExperts(Int4Experts):
         super().__init__(moe, Format("weight_packed", "weight_scale", "weight_zero_point", creator, expert))
 
 
-class GPTQExperts(Int4Experts):
+class GPTQExperts(AerieInt4Experts):
     """Words [E, K/8, N] packed along the inputs, scales [E, G, N], zero points [E, G, N/8] along the outputs."""
 
     def __init__(self, quant_config: AutoGPTQConfig, moe: FusedMoEConfig) -> None:
@@ -182,7 +181,7 @@ class GPTQExperts(Int4Experts):
         super().__init__(moe, Format("qweight", "scales", "qzeros", _GPTQCreator(quant_config, moe), expert))
 
 
-class AWQExperts(Int4Experts):
+class AWQExperts(AerieInt4Experts):
     """Words [E, K, N/8], scales [E, G, N], zero points [E, G, N/8]; packed along the outputs, in AWQ's order."""
 
     def __init__(self, quant_config: AutoAWQConfig, moe: FusedMoEConfig) -> None:

@@ -100,10 +100,9 @@ class AerieW4A16LinearKernel(MPLinearKernel):
 
     def description(self) -> str:
         """What runs, for the log."""
-        return (
-            f"torch's _weight_int4pack_mm_for_cpu on {torch.backends.cpu.get_cpu_capability()}, "
-            f"{str(self.config.act_type).removeprefix('torch.')} outside, bfloat16 inside"
-        )
+        isa, outside = torch.backends.cpu.get_cpu_capability(), str(self.config.act_type).removeprefix("torch.")
+        how = f"torch's _weight_int4pack_mm_for_cpu on {isa}, {outside} outside, bfloat16 inside"
+        return f"{type(self).__name__} ({how})"
 
     def apply_weights(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Map x [..., K] to [..., N] in its dtype."""

@@ -109,7 +109,7 @@ def serving_experts(dtype: Dtype | None = None) -> tuple[str, str]:
         return "one of vLLM's", "it chooses while it loads, and the log names it"
     choice, runs = kernel_choice(), stock_experts_serve(getattr(torch, dtype or default_dtype()))
     if choice == "aerie" or (choice == "auto" and not runs):
-        return "Int4Experts", "AERIE_CPU_INT4=aerie" if choice == "aerie" else "vLLM's own need AMX and bfloat16"
+        return "AerieInt4Experts", "AERIE_CPU_INT4=aerie" if choice == "aerie" else "vLLM's own need AMX and bfloat16"
     if not runs:
         raise ValueError("AERIE_CPU_INT4=stock, and vLLM's experts need AMX and bfloat16")
     return "CPUExpertsInt4", "vLLM's own run here with this type; ours serve what they refuse"

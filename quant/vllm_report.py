@@ -20,15 +20,15 @@ logger = logging.getLogger("vllm.aerie.kernels")
 
 
 def server(layer: "nn.Module") -> str:
-    """What serves a layer: the class of its kernel, else of its method, and how it describes itself."""
+    """What serves a layer: its kernel, else its method, as it describes itself or by the name of its class."""
     method: Any = layer.quant_method
     kernel = getattr(getattr(layer, "scheme", None), "kernel", None) or getattr(method, "kernel", None)
     if kernel is None and (experts := getattr(method, "experts_cls", None)) is not None:
         return str(experts.__name__)
     serving = kernel or method
-    name = type(serving).__name__
     if hasattr(serving, "description"):
-        return f"{name} ({serving.description()})"
+        return str(serving.description())
+    name = type(serving).__name__
     return f"{name} ({str(layer.params_dtype).removeprefix('torch.')})" if name.startswith("Unquantized") else name
 
 

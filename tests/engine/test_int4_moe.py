@@ -216,10 +216,9 @@ def test_the_log_tells_what_serves_what(served: Served) -> None:
     attention = "serves 16 layers: model.layers.*.self_attn.qkv_proj (8), model.layers.*.self_attn.o_proj (8)"
     if served.form == "compressed-tensors":
         attention = attention.replace("16", "17") + ", lm_head"
-    kinds = {"compressed-tensors": "CompressedTensorsExperts", "awq": "AWQExperts", "gptq": "GPTQExperts"}
     by_kernel = dict(line.split(" ", 1) for line in served.kernels.splitlines())
     assert by_kernel["AerieW4A16LinearKernel"].endswith(attention)
-    assert by_kernel[kinds[served.form]].endswith("serves 8 layers: model.layers.*.mlp.experts.routed_experts (8)")
+    assert by_kernel["AerieInt4Experts"].endswith("serves 8 layers: model.layers.*.mlp.experts.routed_experts (8)")
     assert "model.layers.*.mlp.gate (8)" in by_kernel["UnquantizedLinearMethod"]
 
 

@@ -19,7 +19,7 @@ from aerie.quant.errors import QuantError
 from aerie.quant.formats import FORMATS as LAYOUTS
 from aerie.quant.formats.base import Selection
 from aerie.quant.formats.nibbles import pack
-from aerie.quant.vllm_experts import Int4Experts
+from aerie.quant.vllm_experts import AerieInt4Experts
 from aerie.quant.weight import Scheme
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="the experts are for CPUs")
@@ -116,7 +116,7 @@ def test_reads_every_format(monkeypatch: pytest.MonkeyPatch, form: str, dtype: t
     make, with_zeros = FORMATS[form]
     layer = FakeRoutedExperts(dtype)
     method = make().get_quant_method(layer, PREFIX)
-    assert isinstance(method, Int4Experts)
+    assert isinstance(method, AerieInt4Experts)
     assert not method.is_monolithic
     layer.quant_method = method
     method.create_weights(layer, EXPERTS, HIDDEN, INNER, dtype, weight_loader=None)
@@ -138,6 +138,9 @@ def test_reads_every_format(monkeypatch: pytest.MonkeyPatch, form: str, dtype: t
     assert y.dtype == dtype
     expected = reference.w4a16_moe(x, torch.stack(dense["w13"]), torch.stack(dense["w2"]), weights, ids)
     assert (y.double() - expected).norm() / expected.norm() < TOLERANCE
+    # vLLM's runner is traced through on CPUs.
+    compiled = torch.compile(method.apply, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(layer, x, weights, ids, None, None), y)
     # What is resident: half a byte a weight, and a scale and an offset in 16 bit.
     names = {name for name, parameter in layer.named_parameters() if parameter.numel() > 2 * EXPERTS}
     assert len(names) == 4
@@ -186,7 +189,7 @@ def test_choice(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     stock_says(monkeypatch, answer)
     method = make().get_quant_method(FakeRoutedExperts(dtype), PREFIX)
-    assert isinstance(method, Int4Experts) is ours
+    assert isinstance(method, AerieInt4Experts) is ours
 
 
 def test_what_vllm_refuses_stays_refused_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +232,7 @@ def test_biases_that_only_the_checkpoint_has_are_refused_by_name(monkeypatch: py
     monkeypatch.setenv("AERIE_CPU_INT4", "aerie")
     layer = FakeRoutedExperts()
     method = gptq_config().get_quant_method(layer, PREFIX)
-    assert isinstance(method, Int4Experts)
+    assert isinstance(method, AerieInt4Experts)
     method.create_weights(layer, EXPERTS, HIDDEN, INNER, torch.float32, weight_loader=None)
     layer._loaded_expert_biases.add("w2_bias")
     with pytest.raises(QuantError, match=f"{PREFIX}: .*w2_bias"):
@@ -247,10 +250,10 @@ def test_stock_experts_need_amx_and_bfloat16(
 @pytest.mark.parametrize(
     ("choice", "amx", "dtype", "name"),
     [
-        ("auto", False, "bfloat16", "Int4Experts"),
+        ("auto", False, "bfloat16", "AerieInt4Experts"),
         ("auto", True, "bfloat16", "CPUExpertsInt4"),
-        ("auto", True, None, "Int4Experts"),
-        ("aerie", True, "bfloat16", "Int4Experts"),
+        ("auto", True, None, "AerieInt4Experts"),
+        ("aerie", True, "bfloat16", "AerieInt4Experts"),
         ("stock", True, "bfloat16", "CPUExpertsInt4"),
     ],
 )

@@ -33,7 +33,7 @@ class Marlin: ...
 
 class Tiles:
     def description(self) -> str:
-        return "tiles, float32 outside"
+        return "Tiles (float32 outside)"
 
 
 class Method: ...
@@ -56,7 +56,7 @@ class FakeModel(torch.nn.Module):
 
 def test_a_line_a_kernel_names_every_layer() -> None:
     assert vllm_report.summary(FakeModel()) == [
-        "Tiles (tiles, float32 outside) serves 13 layers: layers.*.proj (12), fc",
+        "Tiles (float32 outside) serves 13 layers: layers.*.proj (12), fc",
         "UnquantizedLinearMethod (float32) serves 12 layers: layers.*.gate (12)",
         "Marlin serves 12 layers: layers.*.experts (12)",
     ]

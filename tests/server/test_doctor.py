@@ -89,7 +89,10 @@ INT4 = {
 @pytest.mark.skipif(device() != "cpu", reason="on a GPU vLLM chooses")
 @pytest.mark.parametrize(
     ("layer", "kernel"),
-    [("model.layers.0.mlp.up_proj", "AerieW4A16LinearKernel"), ("model.layers.0.mlp.experts.7.up_proj", "Int4Experts")],
+    [
+        ("model.layers.0.mlp.up_proj", "AerieW4A16LinearKernel"),
+        ("model.layers.0.mlp.experts.7.up_proj", "AerieInt4Experts"),
+    ],
 )
 def test_a_checkpoint_s_layers_are_told_with_their_kernel(
     make_checkpoint: MakeCheckpoint, layer: str, kernel: str
