@@ -22,7 +22,7 @@ class QuantRecipe(BaseModel):
     )
     format: Literal["compressed-tensors", "gptq", "awq"] = Field(
         default="compressed-tensors",
-        description="How the weights lie on disk; vLLM serves all three, but in float32, as on CPUs, only the first.",
+        description="How the weights lie on disk; vLLM serves all three, on CPUs through the plugin.",
     )
     bits: Literal[4] = Field(default=4, description="Bits a weight.")
     group_size: Literal[32, 64, 128, "channel"] = Field(

@@ -30,11 +30,11 @@ from aerie.kernels.w4a16_cpu.pack import nibbles
 from aerie.kernels.w4a16_moe_cpu.api import w4a16_moe
 from aerie.kernels.w4a16_moe_cpu.pack import PackedExperts, pack_experts
 from aerie.quant.errors import QuantError
+from aerie.quant.formats.awq import ORDER as AWQ_ORDER
+from aerie.quant.formats.nibbles import unpack
 
 Expert = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 """Unsigned integers [N, K], scales [N, G] and zero points [N, G] or None."""
-AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where the nibbles of an AWQ word belong: outputs 0 to 7 lie in nibbles 0, 4, 1, 5, ..."""
 
 
 def unsupported_experts(layer: RoutedExperts, group_size: int) -> str | None:
@@ -187,14 +187,9 @@ class AWQExperts(AerieInt4Experts):
     def __init__(self, quant_config: AutoAWQConfig, moe: FusedMoEConfig) -> None:
         def expert(words: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None) -> Expert:
             meant = zeros if quant_config.zero_point else None
-            return _in_order(words).T, scales.T, None if meant is None else _in_order(meant).T
+            return unpack(words, AWQ_ORDER).T, scales.T, None if meant is None else unpack(meant, AWQ_ORDER).T
 
         super().__init__(moe, Format("qweight", "scales", "qzeros", _AWQCreator(quant_config, moe), expert))
-
-
-def _in_order(words_KW: torch.Tensor) -> torch.Tensor:
-    q_K = nibbles(words_KW)
-    return q_K.view(len(q_K), -1, len(AWQ_ORDER))[..., list(AWQ_ORDER)].flatten(start_dim=1)
 
 
 def stored_zero_offset(config: AutoGPTQConfig) -> int:

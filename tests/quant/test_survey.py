@@ -170,7 +170,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         look(tmp_path, COMPRESSED, {"model.fc.weight_packed": integers(4, 8)})
     for damaged in (b"", b"\x05\x00\x00\x00\x00\x00\x00\x00[1,2]", b"\xff" * 40):
         (tmp_path / "model.safetensors").write_bytes(damaged)
-        with pytest.raises(NotACheckpointError, match="is not a safetensors file"):
+        with pytest.raises(NotACheckpointError, match="is not a whole safetensors file"):
             survey(tmp_path)
 
 
