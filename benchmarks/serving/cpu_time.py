@@ -2,6 +2,7 @@
 """Who used the processor during a measurement, from Linux's /proc."""
 
 import os
+import time
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -28,3 +29,15 @@ def busy_seconds(proc: Path = PROC) -> float:
     """CPU seconds that all cores have spent working since the machine started."""
     fields = (proc / "stat").read_text().splitlines()[0].split()[1:]
     return sum(int(fields[index]) for index in _BUSY) / os.sysconf("SC_CLK_TCK")
+
+
+class Bystanders:
+    """Cores kept busy by everything but this process, from when it was made: what disturbs its measurement."""
+
+    def __init__(self) -> None:
+        self.started, self.busy, self.own = time.monotonic(), busy_seconds(), time.process_time()
+
+    def cores(self) -> float:
+        """On average, until now."""
+        elapsed, own = time.monotonic() - self.started, time.process_time() - self.own
+        return round(max(0.0, busy_seconds() - self.busy - own) / elapsed, 3)

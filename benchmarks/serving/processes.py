@@ -60,7 +60,8 @@ def serve_command(port: int, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-P", "-c", SERVE, "serve", "--host", "127.0.0.1", "--port", str(port), *arguments]
 
 
-def _tail(log: Path, lines: int = 15) -> str:
+def tail(log: Path, lines: int = 15) -> str:
+    """The end of a log."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
@@ -77,13 +78,14 @@ def wait_ready(server: Server, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not _answers(server.url + READY_PATH):
         if server.process.poll() is not None:
-            raise ServerError(f"{server.name} ended with {server.process.returncode}:\n{_tail(server.log)}")
+            raise ServerError(f"{server.name} ended with {server.process.returncode}:\n{tail(server.log)}")
         if time.monotonic() > deadline:
-            raise ServerError(f"{server.name} not ready within {timeout_s:.0f} s:\n{_tail(server.log)}")
+            raise ServerError(f"{server.name} not ready within {timeout_s:.0f} s:\n{tail(server.log)}")
         time.sleep(0.5)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads a session, and all that are left of the session's group."""
     # The group, not the process: an engine that outlives its parent would disturb every later measurement.
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
@@ -107,4 +109,4 @@ def running_server(
         wait_ready(server, timeout_s)
         yield server
     finally:
-        _stop(process)
+        stop(process)

@@ -77,20 +77,25 @@ class Documents(torch.utils.data.Dataset[dict[str, list[int]]]):
 
 @dataclass(frozen=True)
 class RightPadding:
-    """Pads on the right without an attention mask.
+    """Pads on the right, without an attention mask unless it is asked for.
 
     Causal attention never looks to the right and padded labels are ignored, so the mask would change nothing but cost
-    the fast attention path.
+    the fast attention path. Only a router's balance needs it: padding goes to experts too, and is not to count.
     """
 
     pad_token_id: int
+    mask: bool = False
 
     def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
-        """`input_ids` and `labels`, int64 [rows, longest rounded up to a multiple of 64]."""
+        """`input_ids`, `labels`, maybe `attention_mask`: int64 [rows, longest rounded up to a multiple of 64]."""
         longest = max(len(row["input_ids"]) for row in rows)
         longest += -longest % LENGTH_MULTIPLE
 
         def padded(name: str, fill: int) -> Tensor:
             return torch.tensor([row[name] + [fill] * (longest - len(row[name])) for row in rows])
 
-        return {"input_ids": padded("input_ids", self.pad_token_id), "labels": padded("labels", IGNORED)}
+        batch = {"input_ids": padded("input_ids", self.pad_token_id), "labels": padded("labels", IGNORED)}
+        if self.mask:
+            lengths = torch.tensor([[len(row["input_ids"])] for row in rows])
+            batch["attention_mask"] = (torch.arange(longest) < lengths).long()
+        return batch

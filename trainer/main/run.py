@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainingArguments, set_seed
+from transformers import (
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from aerie.artefacts import output_directory, provenance, sha256_file, write_json
@@ -24,29 +32,44 @@ def native_bfloat16() -> bool:
     return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
 
 
-def build_model(recipe: MainRecipe, eos: int, pad: int) -> Qwen3ForCausalLM:
-    """A freshly initialised Qwen3, in float32, tied embeddings; deterministic from the recipe's seed."""
+def build_model(recipe: MainRecipe, eos: int, pad: int) -> Qwen3ForCausalLM | Qwen3MoeForCausalLM:
+    """A freshly initialised Qwen3 or Qwen3-MoE, float32, tied embeddings; deterministic from the recipe's seed."""
     shape = recipe.shape
     set_seed(recipe.seed)
-    config = Qwen3Config(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.attention_heads,
-        num_key_value_heads=shape.key_value_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=shape.max_position_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        tie_word_embeddings=True,
-        eos_token_id=eos,
-        pad_token_id=pad,
-        use_cache=False,
-    )
-    model = Qwen3ForCausalLM(config)
+    shared: dict[str, Any] = {
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.attention_heads,
+        "num_key_value_heads": shape.key_value_heads,
+        "head_dim": shape.head_dim,
+        "max_position_embeddings": shape.max_position_embeddings,
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        "tie_word_embeddings": True,
+        "eos_token_id": eos,
+        "pad_token_id": pad,
+        "use_cache": False,
+    }
+    model = _sparse_model(recipe, shared) if shape.experts else Qwen3ForCausalLM(Qwen3Config(**shared))
     model.generation_config.eos_token_id = eos
     model.generation_config.pad_token_id = pad
     return model
+
+
+def _sparse_model(recipe: MainRecipe, shared: dict[str, Any]) -> Qwen3MoeForCausalLM:
+    sparse: dict[str, Any] = {
+        "num_experts": recipe.shape.experts,
+        "num_experts_per_tok": recipe.shape.experts_per_token,
+        "moe_intermediate_size": recipe.shape.moe_intermediate_size,
+        "norm_topk_prob": True,
+        "router_aux_loss_coef": recipe.optimisation.router_loss,
+        "output_router_logits": True,  # adds the router's loss to the model's
+        # Measured on one core with bfloat16 autocast, a step of 16 experts: 1.5 times as fast as `eager`, and 40 times
+        # `batched_mm`, which copies an expert's weights for every token.
+        "experts_implementation": "grouped_mm",
+    }
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**shared, **sparse))
 
 
 def _arguments(recipe: MainRecipe, work: Path) -> TrainingArguments:
@@ -119,9 +142,12 @@ def run(recipe_path: Path) -> Path:
         args=_arguments(recipe, work),
         train_dataset=train,
         eval_dataset=validation,
-        data_collator=RightPadding(pad),
+        data_collator=RightPadding(pad, mask=recipe.shape.experts is not None),
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
+    if isinstance(model, Qwen3MoeForCausalLM):
+        # The router's loss is training's: no part of the perplexity, nor of what the checkpoint's readers compute.
+        model.config.output_router_logits = False
     perplexity = math.exp(trainer.evaluate()["eval_loss"])
     with output_directory(recipe.output) as staging:
         model.bfloat16()
