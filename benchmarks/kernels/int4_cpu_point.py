@@ -79,7 +79,7 @@ class Ways:
         x_MK = torch.randn(rows, layer.weight.shape[1])
         x_bfloat16, dense = x_MK.bfloat16(), layer.ways(x_MK)
         calls: list[tuple[str, Call]] = [
-            ("ours", lambda: api.w4a16_linear(x_MK, layer.words_NB, layer.scales_GN2)),
+            ("ours", lambda: api.w4a16_linear(x_MK, layer.words_PB, layer.scales_GP2, len(layer.weight))),
             ("bfloat16", dense["bfloat16"]),
             ("float32", dense["float32"]),
             ("dequantise", partial(self.plain, x_bfloat16)),

@@ -141,7 +141,7 @@ def test_the_ways_compute_the_same_product() -> None:
     plain = Plain(layer)
     assert torch.equal(plain.weight(), layer.weight_bfloat16)
     assert layer.error(x, plain(x.bfloat16())) < TOLERANCE
-    assert layer.error(x, api.w4a16_linear(x, layer.words_NB, layer.scales_GN2)) < TOLERANCE
+    assert layer.error(x, api.w4a16_linear(x, layer.words_PB, layer.scales_GP2, 64)) < TOLERANCE
 
 
 def test_the_largest_cache_is_flushed(tmp_path: Path) -> None:
