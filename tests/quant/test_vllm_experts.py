@@ -139,6 +139,7 @@ def test_reads_every_format(monkeypatch: pytest.MonkeyPatch, form: str, dtype: t
     expected = reference.w4a16_moe(x, torch.stack(dense["w13"]), torch.stack(dense["w2"]), weights, ids)
     assert (y.double() - expected).norm() / expected.norm() < TOLERANCE
     # vLLM's runner is traced through on CPUs.
+    torch.compiler.reset()
     compiled = torch.compile(method.apply, fullgraph=True, backend="eager")
     assert torch.equal(compiled(layer, x, weights, ids, None, None), y)
     # What is resident: half a byte a weight, and a scale and an offset in 16 bit.
