@@ -83,6 +83,13 @@ def test_choice(monkeypatch: pytest.MonkeyPatch, choice: str, stock_runs: bool, 
     assert (reason is None) is ours
 
 
+def test_says_when_no_kernel_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that vLLM would choose says yes, and would end at the first step."""
+    monkeypatch.setenv("AERIE_CPU_INT4", "stock")
+    with pytest.raises(ValueError, match=r"AERIE_CPU_INT4=stock, .* does not run torch\.float32"):
+        vllm_linear.serving_kernel("float32")
+
+
 def test_unknown_choice_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AERIE_CPU_INT4", "fast")
     with pytest.raises(QuantError, match="AERIE_CPU_INT4=fast"):
