@@ -21,7 +21,6 @@ from transformers import Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from aerie.draft_models.checkpoint import verify_draft
 from aerie.draft_models.contract import GateKind
-from aerie.quant.formats import compressed_tensors
 from aerie.quant.vllm_report import summary
 
 if TYPE_CHECKING:
@@ -60,8 +59,10 @@ def round_to_nearest(weight: torch.Tensor, with_zeros: bool) -> Weight:
     return Weight(q.flatten(1).to(torch.uint8), scale, zero)
 
 
-def pack(q: torch.Tensor) -> torch.Tensor:
-    return compressed_tensors.pack(q.to(torch.int8) - 8)
+def pack(q_RC: torch.Tensor) -> torch.Tensor:
+    """Unsigned 4-bit integers as int32 words of eight, the first in the lowest bits."""
+    eights = q_RC.to(torch.int32).view(len(q_RC), -1, 8) << torch.arange(0, 32, 4, dtype=torch.int32)
+    return eights.sum(-1, dtype=torch.int32)
 
 
 def pack_awq(q_KN: torch.Tensor) -> torch.Tensor:
@@ -83,9 +84,17 @@ def stored(form: str, weight: Weight) -> dict[str, torch.Tensor]:
 
 def quantization_config(form: str) -> dict[str, Any]:
     if form == "compressed-tensors":
-        config: dict[str, Any] = compressed_tensors.quantization_config(GROUP, [r"re:.*mlp\.gate$"])
-        config["config_groups"]["group_0"]["targets"].append("lm_head")  # "Linear" does not name vLLM's class
-        return config
+        weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
+        # "Linear" does not name the class of vLLM's lm_head.
+        groups = {"group_0": {"targets": ["Linear", "lm_head"], "weights": weights, "input_activations": None}}
+        ignored = [r"re:.*mlp\.gate$"]
+        return {
+            "quant_method": form,
+            "format": "pack-quantized",
+            "quantization_status": "compressed",
+            "config_groups": groups,
+            "ignore": ignored,
+        }
     if form == "awq":
         return {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}
     return {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": False}

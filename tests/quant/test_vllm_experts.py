@@ -16,7 +16,6 @@ from aerie.kernels.w4a16_cpu.reference import dequantise
 from aerie.kernels.w4a16_moe_cpu import reference
 from aerie.quant import vllm_config, vllm_linear
 from aerie.quant.errors import QuantError
-from aerie.quant.formats import compressed_tensors
 from aerie.quant.vllm_experts import AerieInt4Experts
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="the experts are for CPUs")
@@ -52,10 +51,16 @@ class FakeRoutedExperts(RoutedExperts):
 
 
 def compressed_config(group: int | None = GROUP, symmetric: bool = True, bits: int = 4) -> QuantizationConfig:
-    config = compressed_tensors.quantization_config(group or 0, ["lm_head", "re:.*mlp.gate$"])
-    strategy = "group" if group else "channel"
-    changes = {"symmetric": symmetric, "num_bits": bits, "strategy": strategy, "group_size": group}
-    config["config_groups"]["group_0"]["weights"].update(changes)  # type: ignore[index]  # JSON
+    weights = {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": symmetric,
+        "strategy": "group" if group else "channel",
+        "group_size": group,
+        "dynamic": False,
+    }
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}}
+    config = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups, "ignore": []}
     return vllm_config.AerieCompressedTensorsConfig.from_config(config)
 
 
@@ -69,8 +74,10 @@ def awq_config(group: int = GROUP, **more: object) -> QuantizationConfig:
     return vllm_config.AerieAWQConfig.from_config(config)
 
 
-def pack(q: torch.Tensor) -> torch.Tensor:
-    return compressed_tensors.pack(q.to(torch.int8) - 8)
+def pack(q_RC: torch.Tensor) -> torch.Tensor:
+    """Unsigned 4-bit integers as int32 words of eight, the first in the lowest bits."""
+    eights = q_RC.to(torch.int32).view(len(q_RC), -1, 8) << torch.arange(0, 32, 4, dtype=torch.int32)
+    return eights.sum(-1, dtype=torch.int32)
 
 
 def pack_awq(q_KN: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,6 @@ from vllm.scalar_type import ScalarType, scalar_types
 from aerie.kernels.w4a16_cpu import reference
 from aerie.quant import vllm_config, vllm_kernel, vllm_linear
 from aerie.quant.errors import QuantError
-from aerie.quant.formats import compressed_tensors
 from aerie.quant.vllm_kernel import AerieW4A16LinearKernel
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="the kernel is for CPUs")
@@ -121,6 +120,12 @@ def parameter(data: torch.Tensor, **dims: int) -> torch.nn.Parameter:
     return made
 
 
+def pack(q_RC: torch.Tensor) -> torch.Tensor:
+    """Unsigned 4-bit integers as int32 words of eight, the first in the lowest bits."""
+    eights = q_RC.to(torch.int32).view(len(q_RC), -1, 8) << torch.arange(0, 32, 4, dtype=torch.int32)
+    return eights.sum(-1, dtype=torch.int32)
+
+
 LAYOUTS = ("compressed-tensors", "compressed-tensors with zero points", "awq", "gptq", "gptq with zero points")
 # Outputs, inputs, group size: what the operator takes as it is, and what it is made to take.
 SHAPES = ((64, 128, 32), (64, 256, 256), (40, 192, 96), (1000, 96, -1))
@@ -142,7 +147,7 @@ def test_reads_every_layout(
     monkeypatch.setenv("AERIE_CPU_INT4", "aerie")
     torch.manual_seed(0)
     q, scale, zero = quantised(outputs, inputs, group)
-    words = compressed_tensors.pack(q.to(torch.int8) - 8)
+    words = pack(q)
     layer = torch.nn.Module()
     if layout.startswith("compressed"):
         layer.words = parameter(words, input_dim=1, output_dim=0, packed_dim=1)
@@ -153,10 +158,10 @@ def test_reads_every_layout(
     with_zeros = "zero" in layout or layout == "awq"
     if layout.startswith("gptq"):
         # Its first format stores zero points less one; a symmetric layer has them too, and they mean nothing.
-        stored = ((zero.to(torch.int8) - 1) & 0xF) - 8
-        layer.zeros = parameter(compressed_tensors.pack(stored.T), input_dim=0, output_dim=1, packed_dim=1)
+        stored = (zero.to(torch.int8) - 1) & 0xF
+        layer.zeros = parameter(pack(stored.T), input_dim=0, output_dim=1, packed_dim=1)
     elif with_zeros:
-        packed = compressed_tensors.pack(zero.T.to(torch.int8) - 8).T
+        packed = pack(zero.T).T
         layer.zeros = parameter(packed, input_dim=1, output_dim=0, packed_dim=0)
     weight_type = scalar_types.uint4 if with_zeros else scalar_types.uint4b8
     config = layer_config(shape=(inputs, outputs), group=group, weight=weight_type)
