@@ -21,6 +21,8 @@ EXPERT = re.compile(r"\.experts\.")
 PACKED = {"compressed-tensors": "weight_packed", "gptq": "qweight", "awq": "qweight"}
 """By `quant_method`, the tensor that holds a quantised layer's integers."""
 VALUES_PER_WORD = 8
+VOCABULARY_MULTIPLE = 64
+"""To which vLLM pads an lm_head; where outputs are columns, its loader then copies between unequal shapes."""
 Headers = Mapping[str, tuple[str, tuple[int, ...]]]
 """Type and shape of each tensor."""
 
@@ -81,6 +83,10 @@ class Survey:
             return f"{layer.outputs} outputs with zero points are no multiple of {VALUES_PER_WORD}"
         if layer.pattern == "lm_head" and not self._names_lm_head():
             return "lm_head is INT4, but quantization_config does not name it, and vLLM would look for a plain one"
+        if layer.pattern == "lm_head" and self.method in ("gptq", "awq") and layer.outputs % VOCABULARY_MULTIPLE:
+            return (
+                f"vLLM pads {layer.outputs} outputs of lm_head to a multiple of {VOCABULARY_MULTIPLE}, and loads none"
+            )
         if self.method == "awq" and layer.expert and layer.group_size == PER_CHANNEL:
             return "AWQ experts with one scale an output cannot be loaded by vLLM"
         return None

@@ -91,8 +91,10 @@ def serving_kernel(
     name = choose_mp_linear_kernel(layer).__name__
     if not current_platform.is_cpu():
         return name, "vLLM's first choice for this GPU"
-    from aerie.quant.vllm_kernel import why_not_stock
+    from aerie.quant.vllm_kernel import stock_serves, why_not_stock
 
+    if name == "CPUWNA16LinearKernel" and not stock_serves(layer):
+        raise ValueError(f"AERIE_CPU_INT4=stock, and vLLM's {name} does not run {layer.act_type} on this CPU")
     return name, why_not_stock(layer) if name.startswith("Aerie") else "vLLM's own runs here with this type"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from aerie.draft_models.checkpoint import DraftMismatch, verify_draft
 from aerie.quant.errors import QuantError
-from aerie.quant.survey import survey
+from aerie.quant.survey import Survey, survey
 from aerie.server.errors import BadOption
 from aerie.server.plan import Plan
 
@@ -30,22 +30,46 @@ def check(plan: Plan) -> None:
     if plan.draft is not None:
         check_draft(plan, plan.draft)
         check_int4(plan, "--draft", plan.draft)
+        check_lm_heads(plan, plan.draft)
 
 
 def check_int4(plan: Plan, option: str, folder: Path) -> None:
     """INT4 layers must be of a shape that is served; in 16 bit on a CPU, and on a GPU, vLLM decides when it loads."""
     if plan.device != "cpu" or plan.dtype != "float32":
         return
-    try:
-        surveyed = survey(folder)
-    except QuantError as error:
-        raise BadOption(option, str(error), "copy the checkpoint again") from error
+    surveyed = look(option, folder)
     fix = "see what is served with `aerie doctor --model`, and quantise it so"
     if surveyed.trouble is not None:
         raise BadOption(option, surveyed.trouble, fix)
     for layer in surveyed.layers:
         if (reason := surveyed.refusal(layer)) is not None:
             raise BadOption(option, f"{layer.pattern} cannot be served: {reason}", fix)
+
+
+def check_lm_heads(plan: Plan, draft: Path) -> None:
+    """The model runner V2 of vLLM compares the weights of both lm_heads, and INT4 ones have none.
+
+    Read in 0.32.0, `_should_share` in `v1/worker/gpu/spec_decode/eagle/utils.py`; vllm-project/vllm#53104 is open.
+    """
+    if plan.device == "cpu" or os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "0":
+        return
+    for option, folder in (("--model", plan.model), ("--draft", draft)):
+        if any(layer.pattern == "lm_head" and layer.group_size is not None for layer in look(option, folder).layers):
+            problem = "its lm_head is INT4, with which vLLM's model runner V2 cannot draft"
+            fix = "leave lm_head in 16 bit, set VLLM_USE_V2_MODEL_RUNNER=0, or --no-draft"
+            raise BadOption(option, problem, fix)
+
+
+def look(option: str, folder: Path) -> Survey:
+    """The layers of a checkpoint, from its headers.
+
+    Raises:
+        BadOption: a file is damaged.
+    """
+    try:
+        return survey(folder)
+    except QuantError as error:
+        raise BadOption(option, str(error), "copy the checkpoint again") from error
 
 
 def check_plugin() -> None:

@@ -45,10 +45,14 @@ def _moe(
 ) -> torch.Tensor:
     rounded_TH = x_TH.to(torch.bfloat16).contiguous()
     y_TH = torch.zeros(x_TH.shape, dtype=torch.float32)
-    for expert in ids_TA.unique().tolist():
+    # The chosen pairs by expert, those of an expert by token.
+    sorted_ids, order = ids_TA.flatten().sort(stable=True)
+    tokens, weights = order // ids_TA.shape[1], weights_TA.flatten()[order].float().unsqueeze(-1)
+    experts, counts = sorted_ids.unique_consecutive(return_counts=True)
+    sizes = counts.tolist()
+    for expert, tokens_R, weights_R1 in zip(experts.tolist(), tokens.split(sizes), weights.split(sizes), strict=True):
         if expert < 0:
             continue
-        tokens_R, choices_R = (ids_TA == expert).nonzero(as_tuple=True)
         chosen_RH = _expert(
             rounded_TH[tokens_R],
             gate_up_EPB[expert],
@@ -56,7 +60,7 @@ def _moe(
             down_EPB[expert],
             down_scales_EGP2[expert],
         )
-        y_TH.index_add_(0, tokens_R, chosen_RH * weights_TA[tokens_R, choices_R].float().unsqueeze(-1))
+        y_TH.index_add_(0, tokens_R, chosen_RH * weights_R1)
     return y_TH.to(x_TH.dtype)
 
 

@@ -21,11 +21,7 @@ from transformers import Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from aerie.draft_models.checkpoint import verify_draft
 from aerie.draft_models.contract import GateKind
-from aerie.quant.formats import FORMATS as LAYOUTS
-from aerie.quant.formats.base import Selection
-from aerie.quant.formats.nibbles import pack
 from aerie.quant.vllm_report import summary
-from aerie.quant.weight import Scheme
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -63,6 +59,12 @@ def round_to_nearest(weight: torch.Tensor, with_zeros: bool) -> Weight:
     return Weight(q.flatten(1).to(torch.uint8), scale, zero)
 
 
+def pack(q_RC: torch.Tensor) -> torch.Tensor:
+    """Unsigned 4-bit integers as int32 words of eight, the first in the lowest bits."""
+    eights = q_RC.to(torch.int32).view(len(q_RC), -1, 8) << torch.arange(0, 32, 4, dtype=torch.int32)
+    return eights.sum(-1, dtype=torch.int32)
+
+
 def pack_awq(q_KN: torch.Tensor) -> torch.Tensor:
     return pack(q_KN.unflatten(1, (-1, 8))[:, :, [0, 2, 4, 6, 1, 3, 5, 7]].flatten(1))
 
@@ -80,10 +82,19 @@ def stored(form: str, weight: Weight) -> dict[str, torch.Tensor]:
     return {"qweight": pack(q).T, "scales": scale.T.half(), "qzeros": pack(less_one.T), "g_idx": order}
 
 
-def quantization_config(form: str) -> dict[str, object]:
+def quantization_config(form: str) -> dict[str, Any]:
     if form == "compressed-tensors":
-        selection = Selection(("lm_head",), (r"re:.*mlp\.gate$",), ())
-        return LAYOUTS[form].quantization_config(Scheme(GROUP), selection)
+        weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
+        # "Linear" does not name the class of vLLM's lm_head.
+        groups = {"group_0": {"targets": ["Linear", "lm_head"], "weights": weights, "input_activations": None}}
+        ignored = [r"re:.*mlp\.gate$"]
+        return {
+            "quant_method": form,
+            "format": "pack-quantized",
+            "quantization_status": "compressed",
+            "config_groups": groups,
+            "ignore": ignored,
+        }
     if form == "awq":
         return {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}
     return {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": False}

@@ -120,7 +120,8 @@ def test_layers_are_counted_and_plain_ones_are_told_too(tmp_path: Path) -> None:
         (COMPRESSED, compressed("lm_head", 44, 64, 32), "quantization_config does not name it"),
         (NAMED, compressed("lm_head", 44, 64, 32), None),
         (GPTQ, gptq("lm_head", 48, 64, 32), "quantization_config does not name it"),
-        ({**GPTQ, "lm_head": True}, gptq("lm_head", 48, 64, 32), None),
+        ({**GPTQ, "lm_head": True}, gptq("lm_head", 128, 64, 32), None),
+        ({**GPTQ, "lm_head": True}, gptq("lm_head", 48, 64, 32), "vLLM pads 48 outputs of lm_head"),
         (AWQ, awq("model.layers.0.mlp.experts.0.up_proj", 48, 64, 64), "AWQ experts with one scale an output"),
     ],
 )

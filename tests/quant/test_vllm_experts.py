@@ -16,11 +16,7 @@ from aerie.kernels.w4a16_cpu.reference import dequantise
 from aerie.kernels.w4a16_moe_cpu import reference
 from aerie.quant import vllm_config, vllm_linear
 from aerie.quant.errors import QuantError
-from aerie.quant.formats import FORMATS as LAYOUTS
-from aerie.quant.formats.base import Selection
-from aerie.quant.formats.nibbles import pack
 from aerie.quant.vllm_experts import AerieInt4Experts
-from aerie.quant.weight import Scheme
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="the experts are for CPUs")
 EXPERTS, HIDDEN, INNER, GROUP = 3, 64, 96, 32
@@ -55,11 +51,16 @@ class FakeRoutedExperts(RoutedExperts):
 
 
 def compressed_config(group: int | None = GROUP, symmetric: bool = True, bits: int = 4) -> QuantizationConfig:
-    selection = Selection((), ("lm_head", "re:.*mlp.gate$"), ())
-    config: dict[str, Any] = LAYOUTS["compressed-tensors"].quantization_config(Scheme(group or 0), selection)
-    strategy = "group" if group else "channel"
-    changes = {"symmetric": symmetric, "num_bits": bits, "strategy": strategy, "group_size": group}
-    config["config_groups"]["group_0"]["weights"].update(changes)
+    weights = {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": symmetric,
+        "strategy": "group" if group else "channel",
+        "group_size": group,
+        "dynamic": False,
+    }
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}}
+    config = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups, "ignore": []}
     return vllm_config.AerieCompressedTensorsConfig.from_config(config)
 
 
@@ -71,6 +72,12 @@ def gptq_config(symmetric: bool = True, group: int = GROUP, **more: object) -> Q
 def awq_config(group: int = GROUP, **more: object) -> QuantizationConfig:
     config = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm", **more}
     return vllm_config.AerieAWQConfig.from_config(config)
+
+
+def pack(q_RC: torch.Tensor) -> torch.Tensor:
+    """Unsigned 4-bit integers as int32 words of eight, the first in the lowest bits."""
+    eights = q_RC.to(torch.int32).view(len(q_RC), -1, 8) << torch.arange(0, 32, 4, dtype=torch.int32)
+    return eights.sum(-1, dtype=torch.int32)
 
 
 def pack_awq(q_KN: torch.Tensor) -> torch.Tensor:
@@ -139,7 +146,7 @@ def test_reads_every_format(monkeypatch: pytest.MonkeyPatch, form: str, dtype: t
     expected = reference.w4a16_moe(x, torch.stack(dense["w13"]), torch.stack(dense["w2"]), weights, ids)
     assert (y.double() - expected).norm() / expected.norm() < TOLERANCE
     # vLLM's runner is traced through on CPUs.
-    torch.compiler.reset()  # every format is a recompilation, and those are counted
+    torch.compiler.reset()
     compiled = torch.compile(method.apply, fullgraph=True, backend="eager")
     assert torch.equal(compiled(layer, x, weights, ids, None, None), y)
     # What is resident: half a byte a weight, and a scale and an offset in 16 bit.

@@ -11,7 +11,6 @@ from vllm.scalar_type import ScalarType, scalar_types
 from aerie.kernels.w4a16_cpu import reference
 from aerie.quant import vllm_config, vllm_kernel, vllm_linear
 from aerie.quant.errors import QuantError
-from aerie.quant.formats.nibbles import pack
 from aerie.quant.vllm_kernel import AerieW4A16LinearKernel
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="the kernel is for CPUs")
@@ -83,6 +82,13 @@ def test_choice(monkeypatch: pytest.MonkeyPatch, choice: str, stock_runs: bool, 
     assert (reason is None) is ours
 
 
+def test_says_when_no_kernel_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that vLLM would choose says yes, and would end at the first step."""
+    monkeypatch.setenv("AERIE_CPU_INT4", "stock")
+    with pytest.raises(ValueError, match=r"AERIE_CPU_INT4=stock, .* does not run torch\.float32"):
+        vllm_linear.serving_kernel("float32")
+
+
 def test_unknown_choice_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AERIE_CPU_INT4", "fast")
     with pytest.raises(QuantError, match="AERIE_CPU_INT4=fast"):
@@ -112,6 +118,12 @@ def parameter(data: torch.Tensor, **dims: int) -> torch.nn.Parameter:
     for name, value in dims.items():
         setattr(made, name, value)
     return made
+
+
+def pack(q_RC: torch.Tensor) -> torch.Tensor:
+    """Unsigned 4-bit integers as int32 words of eight, the first in the lowest bits."""
+    eights = q_RC.to(torch.int32).view(len(q_RC), -1, 8) << torch.arange(0, 32, 4, dtype=torch.int32)
+    return eights.sum(-1, dtype=torch.int32)
 
 
 LAYOUTS = ("compressed-tensors", "compressed-tensors with zero points", "awq", "gptq", "gptq with zero points")
@@ -146,9 +158,8 @@ def test_reads_every_layout(
     with_zeros = "zero" in layout or layout == "awq"
     if layout.startswith("gptq"):
         # Its first format stores zero points less one; a symmetric layer has them too, and they mean nothing.
-        layer.zeros = parameter(
-            pack(((zero.to(torch.int8) - 1) & 0xF).to(torch.uint8).T), input_dim=0, output_dim=1, packed_dim=1
-        )
+        stored = (zero.to(torch.int8) - 1) & 0xF
+        layer.zeros = parameter(pack(stored.T), input_dim=0, output_dim=1, packed_dim=1)
     elif with_zeros:
         packed = pack(zero.T).T
         layer.zeros = parameter(packed, input_dim=1, output_dim=0, packed_dim=0)

@@ -123,6 +123,23 @@ def test_int4_layers_that_no_kernel_serves(make_checkpoint: MakeCheckpoint) -> N
     checks.check(replace(on_cpu, device="cuda"))
 
 
+def test_an_int4_lm_head_with_a_draft_on_a_gpu(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {"targets": ["Linear", "lm_head"], "weights": {"num_bits": 4}}
+    quantization = {"quant_method": "compressed-tensors", "config_groups": {"group_0": weights}}
+    model, draft = make_checkpoint(quantization_config=quantization), make_checkpoint("small")
+    words, scales = numpy.zeros((320, 8), dtype=numpy.int32), numpy.zeros((320, 2), dtype=numpy.float16)
+    save_file({"lm_head.weight_packed": words, "lm_head.weight_scale": scales}, model / "model.safetensors")
+    plan = make_plan(ServeSettings(model=str(model), draft=str(draft)))
+    with pytest.raises(BadOption, match=r"^--model: its lm_head is INT4.*VLLM_USE_V2_MODEL_RUNNER=0"):
+        checks.check(replace(plan, device="cuda"))
+    checks.check(replace(plan, device="cpu"))
+    checks.check(replace(plan, device="cuda", draft=None))
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    checks.check(replace(plan, device="cuda"))
+
+
 def test_more_positions_than_the_model_has(make_checkpoint: MakeCheckpoint) -> None:
     line = refusal(model=str(make_checkpoint()), max_model_len=513)
     assert line == "--max-model-len: the model has 512 positions, not 513; choose 512 or less"
