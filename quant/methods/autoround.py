@@ -8,7 +8,7 @@ rounding, so that the quantised layer, fed what the quantised layers before it m
 gives in the unquantised model (mean squared error). s and z start as clipped rounding's, not at the whole range.
 
 The `auto-round` library is the reference for the method. It wants the whole model, whereas here layers pass through
-memory one at a time and a killed run goes on at the last one; docs/decisions has the comparison.
+memory one at a time and a killed run goes on at the last one (docs/decisions/0007-quantiser.md).
 
 Shape suffixes: N outputs, K inputs, G groups, D documents, L tokens, H hidden size.
 """
