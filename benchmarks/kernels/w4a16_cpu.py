@@ -10,7 +10,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from pydantic import JsonValue
 
@@ -36,7 +37,7 @@ def instruction_sets() -> list[str]:
     return [isa for isa in LIMITS if isa == "AVX2" or torch.cpu.get_capabilities().get("avx512_f", False)]
 
 
-def sweep(isa: str, module: str = SWEEP) -> list[Record]:
+def sweep(isa: str, module: str) -> list[Record]:
     """Run a sweep in a process limited to an instruction set."""
     environment = os.environ | LIMITS[isa] | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -73,18 +74,23 @@ def figures(records: Iterable[Record]) -> dict[str, float]:
     return found
 
 
-def main(out: options.Out) -> None:
-    """Time a linear layer in every form it can be served in."""
+def write_sweeps(out: Path, name: str, module: str, summarise: Callable[[Iterable[Record]], dict[str, float]]) -> None:
+    """Run a sweep on every instruction set of this machine; write and show the result."""
     isas = instruction_sets()
-    records = [record for isa in isas for record in sweep(isa)]
+    records = [record for isa in isas for record in sweep(isa, module)]
     arguments: dict[str, object] = {"instruction_sets": isas, "threads": 1, "unit": "microseconds of processor time"}
     result = ResultFile(
         provenance=Provenance.now(arguments, [0]),
-        runs=[Run(benchmark=NAME, measured=record) for record in records],
-        figures=figures(records),
+        runs=[Run(benchmark=name, measured=record) for record in records],
+        figures=summarise(records),
     )
     result.write(out)
     options.show(result.figures)
+
+
+def main(out: options.Out) -> None:
+    """Time a linear layer in every form it can be served in."""
+    write_sweeps(out, NAME, SWEEP, figures)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ unquantised experts, on each instruction set this machine can run.
 from collections.abc import Iterable
 
 from aerie.benchmarks import options
-from aerie.benchmarks.kernels.w4a16_cpu import Record, instruction_sets, number, sweep
-from aerie.benchmarks.results_file import Provenance, ResultFile, Run
+from aerie.benchmarks.kernels.w4a16_cpu import Record, number, write_sweeps
 
 NAME = "kernels/w4a16_moe_cpu"
 SWEEP = "aerie.benchmarks.kernels.w4a16_moe_cpu_sweep"
@@ -28,16 +27,7 @@ def figures(records: Iterable[Record]) -> dict[str, float]:
 
 def main(out: options.Out) -> None:
     """Time a layer of experts in INT4 and in float32."""
-    isas = instruction_sets()
-    records = [record for isa in isas for record in sweep(isa, SWEEP)]
-    arguments: dict[str, object] = {"instruction_sets": isas, "threads": 1, "unit": "microseconds of processor time"}
-    result = ResultFile(
-        provenance=Provenance.now(arguments, [0]),
-        runs=[Run(benchmark=NAME, measured=record) for record in records],
-        figures=figures(records),
-    )
-    result.write(out)
-    options.show(result.figures)
+    write_sweeps(out, NAME, SWEEP, figures)
 
 
 if __name__ == "__main__":
