@@ -153,7 +153,8 @@ def main(
     if lengths:
         measured[PLAIN] = {"acceptance": lengths[PLAIN]}
     found = figures(name, measured)
-    inputs = options.inputs(model=model, recipe=recipe, draft=draft)
+    # Several models' results become one file.
+    inputs = options.inputs(**{f"{name}_model": model, "recipe": recipe, f"{name}_draft": draft})
     ResultFile(provenance=Provenance.now(arguments, [0], inputs), runs=runs, figures=found).write(out)
     options.show(found)
 
