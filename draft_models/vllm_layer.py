@@ -61,9 +61,7 @@ class GatedAttention(nn.Module):
             prefix=f"{prefix}.g_proj",
             return_bias=False,
         )
-        self.gate_is_ours = ours("gate")[0] and plain_weight(self.g_proj) is not None
-        # On a CPU vLLM would pack the weight for its own product and keep no other; nothing reads this elsewhere.
-        self.g_proj._cpu_skip_gemm_dispatch = self.gate_is_ours  # type: ignore[assignment]  # as vLLM does, undeclared
+        self.gate_is_ours = self._keeps_gate_weight()
         self.o_proj = RowParallelLinear(
             config.num_attention_heads * config.head_dim,
             config.hidden_size,
@@ -93,6 +91,13 @@ class GatedAttention(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.attn",
         )
+
+    def _keeps_gate_weight(self) -> bool:
+        """Whether our operator is to gate, and can; if so, have vLLM leave it the weight."""
+        by_us = ours("gate")[0] and plain_weight(self.g_proj) is not None
+        # On a CPU vLLM would pack the weight for its own product and keep no other; nothing reads this elsewhere.
+        self.g_proj._cpu_skip_gemm_dispatch = by_us  # type: ignore[assignment]  # as vLLM does, undeclared
+        return by_us
 
     def forward(self, positions_T: torch.Tensor, x_T2H: torch.Tensor) -> torch.Tensor:
         """[T, 2H] to [T, H]."""
