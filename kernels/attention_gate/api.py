@@ -2,12 +2,12 @@
 """y = attended * sigmoid(x W^T): gated attention's output, before o_proj (arXiv 2505.06708, gate G1).
 
 x [T, K], W [G, K], attended [T, D], y [T, D], one float dtype. G = D is one gate a channel; else D is a multiple of G
-and each gate is that of E = D / G neighbouring channels, a head's. On a GPU sums, sigmoid and product are float32 and
+and each gate is that of E = D / G neighbouring channels, a head's. The kernels' sums, sigmoid and product are float32,
 rounded once; torch's operators round each.
 
 In 2-byte types: reads 2 G K + 2 T K + 2 T D bytes, writes 2 T D; 2 T G K FLOPs. Floors at K = 8192, D = 4096, T = 16
 and 4.3 TB/s: 15.7 us element-wise (a weight of 67 MB), 0.24 us for 32 heads, less than a launch. Saved are two launches
-and three passes over [T, D]. Above `MOST_TOKENS` the product is bound by arithmetic and cuBLAS computes it.
+and three passes over [T, D]. Above `MOST_TOKENS`, and in float32, the product is bound by arithmetic: torch computes it.
 """
 
 from typing import Final
@@ -17,7 +17,7 @@ import torch
 from aerie.kernels.route import interpreted, route
 
 MOST_TOKENS: Final = 64
-"""Tokens up to which the weight is read once by the kernel; more, such as a prompt's, go to cuBLAS."""
+"""Tokens up to which the weight is read once by the kernel; a prompt has more."""
 
 
 def _with_torch(x_TK: torch.Tensor, weight_GK: torch.Tensor, attended_TD: torch.Tensor) -> torch.Tensor:
@@ -30,8 +30,8 @@ def _with_torch(x_TK: torch.Tensor, weight_GK: torch.Tensor, attended_TD: torch.
 
 
 def _gate(x_TK: torch.Tensor, weight_GK: torch.Tensor, attended_TD: torch.Tensor) -> torch.Tensor:
-    many = x_TK.shape[0] > MOST_TOKENS and not interpreted()
-    if route(x_TK, weight_GK, attended_TD) == "torch" or many:
+    streams = x_TK.shape[0] <= MOST_TOKENS and x_TK.dtype != torch.float32
+    if route(x_TK, weight_GK, attended_TD) == "torch" or not (streams or interpreted()):
         return _with_torch(x_TK, weight_GK, attended_TD).contiguous()
     from aerie.kernels.attention_gate.kernel import launch
 

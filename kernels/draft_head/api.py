@@ -2,13 +2,14 @@
 """token[t] = v + d2t[v] with v = argmax over the draft vocabulary of hidden[t] W^T: a draft step's greedy choice.
 
 hidden [T, H], W [V, H], one float dtype; d2t [V] int64 offsets from draft to target ids, or None where they are the
-same; tokens [T] int64. Of equal logits the lowest draft id's wins. On a GPU logits are compared in float32, as summed;
-torch's operators round them to the dtype first, in which more of them are equal. A NaN logit is never chosen on a GPU;
-where all are NaN, draft id 0 is.
+same; tokens [T] int64. Of equal logits the lowest draft id's wins. The kernel compares logits in float32, as summed;
+torch's operators round them to the dtype first, in which more of them are equal. The kernel never chooses a NaN: where
+all logits are NaN it is draft id 0.
 
 In 2-byte types: reads 2 V H + 2 T H bytes, writes and reads 8 T V / 128 of tiles' best; 2 T V H FLOPs. Floor at
 V = 32000, H = 4096, T = 16 and 4.3 TB/s: 262 MB, 61 us. Saved is what follows the product: vLLM's own fills
-[T, target vocabulary] with -inf, scatters the logits into it and searches it, about five launches.
+[T, target vocabulary] with -inf, scatters the logits into it and searches it, about five launches. Above `MOST_TOKENS`,
+and in float32, the product is bound by arithmetic: torch computes it.
 """
 
 from typing import Final
@@ -18,7 +19,7 @@ import torch
 from aerie.kernels.route import interpreted, route
 
 MOST_TOKENS: Final = 64
-"""Tokens up to which the weight is read once by the kernel; for more cuBLAS computes the logits."""
+"""Tokens up to which the weight is read once by the kernel."""
 
 
 def _with_torch(hidden_TH: torch.Tensor, weight_VH: torch.Tensor, d2t_V: torch.Tensor | None) -> torch.Tensor:
@@ -30,9 +31,9 @@ def _head(
     hidden_TH: torch.Tensor, weight_VH: torch.Tensor, d2t_V: torch.Tensor | None, next_ids_T: torch.Tensor | None
 ) -> torch.Tensor:
     tokens = hidden_TH.shape[0]
-    many = tokens > MOST_TOKENS and not interpreted()
+    streams = tokens <= MOST_TOKENS and hidden_TH.dtype != torch.float32
     given = [one for one in (d2t_V, next_ids_T) if one is not None]
-    if route(hidden_TH, weight_VH, *given) == "torch" or many:
+    if route(hidden_TH, weight_VH, *given) == "torch" or not (streams or interpreted()):
         tokens_T = _with_torch(hidden_TH, weight_VH, d2t_V)
         if next_ids_T is not None:
             next_ids_T.copy_(tokens_T)
