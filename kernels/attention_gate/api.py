@@ -7,7 +7,7 @@ rounded once; torch's operators round each.
 
 In 2-byte types: reads 2 G K + 2 T K + 2 T D bytes, writes 2 T D; 2 T G K FLOPs. Floors at K = 8192, D = 4096, T = 16
 and 4.3 TB/s: 15.7 us element-wise (a weight of 67 MB), 0.24 us for 32 heads, less than a launch. Saved are two launches
-and three passes over [T, D]. Above `MOST_TOKENS`, and in float32, the product is bound by arithmetic: torch computes it.
+and three passes over [T, D]. Above `MOST_TOKENS`, and in float32, arithmetic bounds the product, and torch computes it.
 """
 
 from typing import Final
