@@ -19,11 +19,11 @@ of a pair, J fields; 1 a dimension to be broadcast.
 import triton
 import triton.language as tl
 
-STEP: tl.constexpr = 256
+STEP = tl.constexpr(256)
 """Inputs of a step of the loop: two tiles of words, 256 / group scales, one word of zero points for each row."""
-TILE: tl.constexpr = 128
+TILE = tl.constexpr(128)
 """Inputs of a tile of words, 16 of them for each row."""
-WORDS: tl.constexpr = 16
+WORDS = tl.constexpr(16)
 
 
 @triton.jit
@@ -139,7 +139,7 @@ def group_sums(
     at_GM = at_M[None, :] + inputs_G[:, None]
     x_GM = tl.load(x_ptr + at_GM, mask=valid_GM, other=0.0, eviction_policy="evict_last")
     minus_zero_N1 = minus_zero(zeros_N, mask_11, first // group, words_NW.shape[0], dtype)
-    return tl.dot(group_weight(words_NW, minus_zero_N1, mask_11, first % TILE // 32, group, dtype, ptx), x_GM)
+    return tl.dot(group_weight(words_NW, minus_zero_N1, mask_11, first // 32 % 4, group, dtype, ptx), x_GM)
 
 
 @triton.jit

@@ -22,7 +22,7 @@ import triton.language as tl
 
 from aerie.kernels.int4_inner import weight_times_x
 
-FIRST_COUNTER: tl.constexpr = 4
+FIRST_COUNTER = tl.constexpr(4)
 """Where in `control` the arrivals are counted. Its word 0 is the mask of a word's fields, 0x000F000F."""
 
 
