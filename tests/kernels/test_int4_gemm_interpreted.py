@@ -69,7 +69,7 @@ def test_kernel_equals_reference(outputs: int, inputs: int, group: int, dtype: t
 
 @pytest.mark.parametrize("splits", [2, 3])
 @pytest.mark.parametrize("group", [64, 128])
-def test_a_split_k_is_added_up_whoever_comes_last(splits: int, group: int) -> None:
+def test_the_splits_of_k_are_added_up(splits: int, group: int) -> None:
     """Five steps: splits of different length. Counters are left as they were found, else the next call would hang."""
     torch.manual_seed(0)
     layer = Layer(100, 1160, group, asymmetric=True)
