@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put the measured figures of benchmarks/results/first-light.json into README.md; `--check` only compares."""
+"""Put measured figures of benchmarks/results/ into the pages that state them; `--check` only compares."""
 
 import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks/results/first-light.json"
-README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks/results"
 SECTION = re.compile(r"(<!-- figures: begin[^\n]*-->\n).*?(<!-- figures: end -->)", re.DOTALL)
 # figure -> what it says, how it is written, and which figure is its spread over seeds or repeats.
 ROWS = {
@@ -21,45 +21,98 @@ ROWS = {
     "acceptance_length_plain": ("Gates compared: none (plain EAGLE-3)", "{:.2f}"),
     "parse_rate": ("Greedy answers on held-out patients that parse as the expected turn", "{:.1%}"),
 }
+QUALITY = {
+    "ppl_loss": ("perplexity", "{:+.2%}"),
+    "kl": ("KL, nats", "{:.5f}"),
+    "top1": ("same first token", "{:.2%}"),
+    "acceptance": ("acceptance length", "{:.2f}"),
+    "cpu_seconds": ("seconds", "{:.0f}"),
+    "peak_gib": ("peak memory, GiB", "{:.2f}"),
+}
+MODELS = {"dense": "The clinic's model, dense", "moe": "A small mixture of experts, 16 experts, top 4"}
 
 
-def table(result: dict[str, Any]) -> str:
+class Page(NamedTuple):
+    """A page, the result that it states, and what it makes of that."""
+
+    path: Path
+    result: Path
+    table: Callable[[dict[str, Any]], str]
+
+
+def first_light(result: dict[str, Any]) -> str:
     """The figures as a Markdown table, with the machine and the commit they were measured on."""
-    figures, provenance = result["figures"], result["provenance"]
+    figures = result["figures"]
     lines = ["| figure | value |", "| --- | --- |"]
     for name, (title, form) in ROWS.items():
         value = form.format(figures[name])
         spread = figures.get(f"{name}_std")
         lines.append(f"| {title} | {value}{'' if spread is None else ' ± ' + form.format(spread)} |")
-    machine = provenance["machine"]
-    where = f"{machine['cpu']}, {machine['cores']} cores, {machine['isa']}"
-    return "\n".join(
-        [*lines, "", f"Measured on {where}; commit `{provenance['commit']}`; ± is the standard deviation.", ""]
-    )
+    return "\n".join([*lines, "", f"{_measured(result)}; ± is the standard deviation.", ""])
 
 
-def rendered(readme: str, result: dict[str, Any]) -> str:
-    """The README with its figures section replaced."""
-    return SECTION.sub(lambda match: match[1] + table(result) + match[2], readme)
+def int4_quality(result: dict[str, Any]) -> str:
+    """A table for each model, a row for each way of quantising it."""
+    figures = result["figures"]
+    lines: list[str] = []
+    for model, title in MODELS.items():
+        names = [name.removesuffix("_ppl_loss") for name in figures if re.fullmatch(rf"{model}_\w+_ppl_loss", name)]
+        shown = {key: said for key, said in QUALITY.items() if f"{names[0]}_{key}" in figures}
+        plain = figures.get(f"{model}_bf16_acceptance")
+        lines += [f"{title}{'' if plain is None else f' (acceptance length in 16 bit {plain:.2f})'}:", ""]
+        lines += [
+            "| | " + " | ".join(said for said, _ in shown.values()) + " |",
+            "| --- " + "| ---: " * len(shown) + "|",
+        ]
+        for name in names:
+            cells = [
+                form.format(figures[f"{name}_{key}"]) for key, (_, form) in shown.items() if f"{name}_{key}" in figures
+            ]
+            cells += ["–"] * (len(shown) - len(cells))
+            lines.append(f"| {_way(name.removeprefix(f'{model}_'))} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join([*lines, f"{_measured(result)}.", ""])
+
+
+def _way(name: str) -> str:
+    generic = "generic_" in name
+    method, group, kind = name.removeprefix("generic_").split("_")
+    said = {"rtn": "rounding", "awq": "AWQ", "autoround": "AutoRound"}[method]
+    kind = {"sym": "symmetric", "asym": "asymmetric"}[kind]
+    return f"{said}, {group.removeprefix('g')}, {kind}{', on generic English' if generic else ''}"
+
+
+def _measured(result: dict[str, Any]) -> str:
+    machine, commit = result["provenance"]["machine"], result["provenance"]["commit"]
+    return f"Measured on {machine['cpu']}, {machine['cores']} cores, {machine['isa']}; commit `{commit}`"
+
+
+PAGES = (
+    Page(ROOT / "README.md", RESULTS / "first-light.json", first_light),
+    Page(ROOT / "docs/quantisation.md", RESULTS / "int4-quality.json", int4_quality),
+)
+
+
+def rendered(page: str, said: str) -> str:
+    """The page with its figures section replaced."""
+    return SECTION.sub(lambda match: match[1] + said + match[2], page)
 
 
 def main() -> int:
-    """Write, or with `--check` compare; 1 when the README is not what the result file says."""
+    """Write, or with `--check` compare; 1 when a page is not what its result file says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the README differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page differs")
     arguments = parser.parse_args()
-    if not RESULT.exists():
-        print("benchmarks/results/first-light.json is missing; benchmarks/serving/first_light.py writes it")
-        return 1
-    before = README.read_text()
-    after = rendered(before, json.loads(RESULT.read_text()))
-    if before == after:
-        return 0
-    if arguments.check:
-        print("README.md: figures differ from benchmarks/results/first-light.json; run docs/render_figures.py")
-        return 1
-    README.write_text(after)
-    return 0
+    differ = False
+    for page in PAGES:
+        before = page.path.read_text()
+        after = rendered(before, page.table(json.loads(page.result.read_text())))
+        if before != after and arguments.check:
+            print(f"{page.path.name}: figures differ from {page.result.name}; run docs/render_figures.py")
+            differ = True
+        elif before != after:
+            page.path.write_text(after)
+    return int(differ)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mends of vLLM's CPU path that a draft needs, each bound to the versions that need it (read in 0.32.0 and 0.33.0).
+"""Mends of vLLM's CPU path that a server needs, each bound to the versions that need it (read in 0.32.0 and 0.33.0).
 
 1. `vllm.utils.cpu_triton_utils._expand_kernel_impl` spreads one value per request over that request's drafted tokens.
    It hands the C++ operator a temporary int64 copy of every tensor that is not int64 and never copies the result back:
@@ -10,19 +10,25 @@
 2. `vllm.v1.sample.ops.topk_topp_sampler.apply_top_k_only` takes the maximum of top_k over the drafted tokens. In a step
    without any, such as the first of a lone request, that raises, and the engine dies: one request with top_k and
    without top_p ends the server.
+3. `GPUModelRunner._bookkeeping_sync` takes back what a request with a seed drew before its whole prompt was in, by the
+   generator's offset, which CPU generators do not have: it raises, and the engine dies. One long prompt with a seed, or
+   several at once that do not fit a step, ends the server.
 """
 
 import functools
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     import torch
+    from vllm.v1.outputs import SamplerOutput
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-Mend = Literal["expand", "top_k"]
+Mend = Literal["expand", "top_k", "seed"]
 
 AFFECTED: Final[dict[Mend, frozenset[tuple[int, ...]]]] = {
     "expand": frozenset({(0, 32), (0, 33)}),
     "top_k": frozenset({(0, 32), (0, 33)}),
+    "seed": frozenset({(0, 32), (0, 33)}),
 }
 """Versions (major, minor) of vLLM with each fault. A test fails when the installed one is listed wrongly."""
 
@@ -85,6 +91,50 @@ def mend_top_k() -> None:
     topk_topp_sampler.apply_top_k_only = apply_top_k_only
 
 
+def mend_seed() -> None:
+    """Take back what is drawn for unfinished prompts by the generator's state; as `mend_top_k` otherwise."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    if hasattr(CPUModelRunner._sample, "__wrapped__"):
+        return
+    sample, bookkeep = CPUModelRunner._sample, CPUModelRunner._bookkeeping_sync
+    # Between the two calls of a step; a process has one runner that steps.
+    before: dict[int, torch.Tensor] = {}
+
+    @functools.wraps(sample)
+    def _sample(self: "CPUModelRunner", *arguments: Any) -> "SamplerOutput":  # noqa: ANN401 -- vLLM's own
+        generators = self.input_batch.generators
+        before.clear()
+        before.update({index: generators[index].get_state() for index in _unfinished(self)})
+        return sample(self, *arguments)
+
+    @functools.wraps(bookkeep)
+    def _bookkeeping_sync(self: "CPUModelRunner", *arguments: Any) -> tuple[Any, ...]:  # noqa: ANN401
+        generators = self.input_batch.generators
+        hidden = {index: generators.pop(index) for index in before}
+        try:
+            return bookkeep(self, *arguments)
+        finally:
+            for index, generator in hidden.items():
+                generator.set_state(before[index])
+            generators.update(hidden)
+
+    # The class's own attributes, not those it inherits; mypy knows no assignment to methods.
+    setattr(CPUModelRunner, "_sample", _sample)  # noqa: B010
+    setattr(CPUModelRunner, "_bookkeeping_sync", _bookkeeping_sync)  # noqa: B010
+
+
+def _unfinished(runner: "CPUModelRunner") -> list[int]:
+    """Requests with a seed whose prompt is not wholly in: what is drawn for them is thrown away."""
+    batch = runner.input_batch
+    discarded = runner.discard_request_mask.np[: batch.num_reqs].nonzero()[0].tolist()
+    return [index for index in discarded if index in batch.generators]
+
+
 def apply() -> None:
     """Apply the mends the installed vLLM needs. Idempotent."""
     from importlib.metadata import PackageNotFoundError, version
@@ -97,3 +147,5 @@ def apply() -> None:
         mend_expand()
     if affected("top_k", installed):
         mend_top_k()
+    if affected("seed", installed):
+        mend_seed()

@@ -10,6 +10,8 @@ import torch
 
 from aerie.quant.errors import QuantError
 
+DRAFT = "draft_vocab_size"
+"""The key of config.json that only drafts have."""
 FUSED_EXPERTS = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)$")
 
 
@@ -24,6 +26,13 @@ class Architecture:
     """Whether the head that makes the logits has the embeddings' weight."""
     shapes: Mapping[str, tuple[int, ...]]
     """Of every parameter of a plain checkpoint, experts one by one; tied ones once."""
+
+    @classmethod
+    def draft(cls, shapes: Mapping[str, tuple[int, ...]]) -> "Architecture":
+        """Of a draft head, which transformers does not know: every matrix but embeddings is a linear layer's."""
+        matrices = {name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2}
+        embeddings = {name for name in matrices if name.rpartition(".")[2] == "embed_tokens"}
+        return cls(frozenset(matrices - embeddings), frozenset(embeddings), tied=False, shapes=shapes)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Architecture":

@@ -20,7 +20,8 @@ def write_page(folder: Path, source: Checkpoint, report: QuantReport) -> None:
     """Write both into `folder`, which holds the checkpoint."""
     write_atomic(folder / PICTURE, draw(_panels(report)))
     lines = [f"# {report.recipe.method} INT4, {report.recipe.format}", ""]
-    lines += _headline(report) + _sizes(folder, source, report) + _quality(report) + _experts(report) + _worst(report)
+    lines += _headline(report) + _sizes(folder, source, report) + _quality(report) + _acceptance(report)
+    lines += _experts(report) + _worst(report)
     write_atomic(folder / PAGE, "\n".join([*lines, f"![errors]({PICTURE})", ""]))
 
 
@@ -63,6 +64,19 @@ def _quality(report: QuantReport) -> list[str]:
         "",
         f"Perplexity rose by {quality.perplexity_loss:.2%}; mean KL divergence {quality.kl:.5f} nats; both models "
         f"put the same token first for {quality.top1_agreement:.2%} of {quality.tokens:,} tokens.",
+        "",
+    ]
+
+
+def _acceptance(report: QuantReport) -> list[str]:
+    found = report.acceptance
+    if found is None:
+        return []
+    return [
+        "## Acceptance of a draft",
+        "",
+        f"{found.draft}, {found.draft_tokens} tokens drafted, temperature {found.temperature:g}, {found.prompts} "
+        f"prompts: mean acceptance length {found.before:.3f} on the unquantised model, {found.after:.3f} on this one.",
         "",
     ]
 

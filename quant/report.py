@@ -38,6 +38,19 @@ class DecoderReport(BaseModel):
     )
 
 
+class DraftAcceptance(BaseModel):
+    """What a draft makes of both models, in the engine, on the same prompts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    draft: str = Field(description="Name of its folder")
+    draft_tokens: int = Field(description="Tokens drafted in a step")
+    temperature: float
+    prompts: int
+    before: float = Field(description="Mean acceptance length on the unquantised model: 1 + accepted / steps")
+    after: float = Field(description="On the quantised one")
+
+
 class QuantReport(BaseModel):
     """The whole model."""
 
@@ -56,6 +69,7 @@ class QuantReport(BaseModel):
     layers: tuple[LayerReport, ...]
     decoder: tuple[DecoderReport, ...] = Field(description="By decoder layer; empty without text")
     quality: Quality | None = Field(description="On held-out text; None without it")
+    acceptance: DraftAcceptance | None = Field(default=None, description="Of the draft that the recipe names")
     provenance: dict[str, object]
 
     @property

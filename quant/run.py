@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from aerie.artefacts import output_directory, provenance, write_json
-from aerie.quant.architecture import Architecture
+from aerie.quant.architecture import DRAFT, Architecture
 from aerie.quant.convert import Conversion, Progress, Silent, units
 from aerie.quant.errors import AlreadyQuantisedError, QuantError
 from aerie.quant.formats import FORMATS
@@ -17,7 +17,7 @@ from aerie.quant.page import write_page
 from aerie.quant.parts import Parts, assemble
 from aerie.quant.quality import Quality
 from aerie.quant.recipe import QuantRecipe
-from aerie.quant.report import QuantReport, summarise
+from aerie.quant.report import DraftAcceptance, QuantReport, summarise
 from aerie.quant.select import scheme_of, select_layers
 from aerie.quant.stream import REPORT_NAME, Checkpoint, carry, check_output
 from aerie.quant.text import Document, Tokens, fingerprint
@@ -55,12 +55,12 @@ def quantise(
         )
     check_output(model, out)
     source.check_types()
+    selection = select_layers(source.shapes(), _architecture(source, recipe), recipe)
     if recipe.method != "rtn" and CALIBRATION not in texts:
         raise QuantError(
             f"recipe option calibration: method: {recipe.method} looks at text and got none; add "
             "`calibration: {source: generated, prompts: {source: jsonl, path: FILE}}`, or set method: rtn"
         )
-    selection = select_layers(source.shapes(), Architecture.of(source.config), recipe)
     tokens = {name: Tokens.of(documents, recipe.max_tokens) for name, documents in texts.items()}
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     made_of = {"recipe": recipe.model_dump(mode="json"), "source": source.hashes(), "device": where.type}
@@ -80,6 +80,28 @@ def quantise(
         write_page(staging, source, report)
     parts.remove()
     return report
+
+
+def add_acceptance(model: Path, out: Path, acceptance: DraftAcceptance) -> QuantReport:
+    """Put what was measured in the engine into the report of `out`, made of `model`, and onto its page."""
+    read = QuantReport.model_validate_json((out / REPORT_NAME).read_text())
+    report = read.model_copy(update={"acceptance": acceptance})
+    write_json(out / REPORT_NAME, report.model_dump(mode="json"))
+    write_page(out, Checkpoint.open(model), report)
+    return report
+
+
+def _architecture(source: Checkpoint, recipe: QuantRecipe) -> Architecture:
+    if DRAFT not in source.config:
+        return Architecture.of(source.config)
+    if recipe.method != "rtn":
+        raise QuantError(
+            f"recipe option method: {recipe.method} runs text through a model's layers, and a draft's also read the "
+            "states of its target; set method: rtn"
+        )
+    if recipe.format != "compressed-tensors":
+        raise QuantError("recipe option format: drafts are served from compressed-tensors; set that")
+    return Architecture.draft(source.shapes())
 
 
 def _config(source: Checkpoint, quantisation: Mapping[str, object]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from aerie.quant.header import Stored, read_header
 REPORT_NAME = "quant_report.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+MAPS = ("d2t", "t2d")
+"""Tensors of a draft that are no weights: its vocabulary."""
 # Everything beside config and weights that a served checkpoint needs; optimiser states and logs stay behind.
 CARRIED = (
     "generation_config.json",
@@ -109,7 +111,7 @@ class Checkpoint:
     def check_types(self) -> None:
         """Raises NotACheckpointError, naming the tensor, where weights are no 16- or 32-bit floating-point numbers."""
         for name, tensor in self.stored.items():
-            if tensor.kind not in ("BF16", "F16", "F32"):
+            if tensor.kind not in ("BF16", "F16", "F32") and name not in MAPS:
                 raise NotACheckpointError(
                     f"MODEL: {name} is of type {tensor.kind}; give a checkpoint whose weights are BF16, F16 or F32"
                 )

@@ -35,6 +35,15 @@ def stock_serves(c: MPLinearLayerConfig) -> bool:
     return implements
 
 
+def stock_is_faster(c: MPLinearLayerConfig) -> bool:
+    """Whether vLLM's kernel, where it runs, is the one to take.
+
+    In bfloat16 without AMX ours takes 0.4 to 0.87 of its time at 1 to 16 rows (`ratio_stock_m*` of
+    benchmarks/results/int4-cpu.json). Float16 stays with vLLM's, since ours rounds activations to bfloat16.
+    """
+    return stock_serves(c) and (torch.cpu._is_amx_tile_supported() or c.act_type != torch.bfloat16)
+
+
 def why_not_stock(c: MPLinearLayerConfig) -> str:
     """Why our kernel and not vLLM's serves a layer that ours can serve."""
     if kernel_choice() == "aerie":
@@ -43,6 +52,8 @@ def why_not_stock(c: MPLinearLayerConfig) -> str:
         return "vLLM's extension for this CPU has no INT4 operator"
     if c.act_type == torch.float32:
         return "vLLM's INT4 operator has no float32"
+    if stock_serves(c):
+        return "without AMX faster than vLLM's at the rows of decoding; AERIE_CPU_INT4=stock forces that"
     return str(CPUWNA16LinearKernel.can_implement(c)[1])
 
 
@@ -61,8 +72,8 @@ class AerieW4A16LinearKernel(MPLinearKernel):
     def can_implement(cls, c: MPLinearLayerConfig) -> tuple[bool, str | None]:
         """Whether this kernel is to serve a layer, and the reason when not.
 
-        AERIE_CPU_INT4 decides between kernels that both work: `auto` takes vLLM's where it runs, `aerie` takes this
-        one, `stock` never does.
+        AERIE_CPU_INT4 decides between kernels that both work: `auto` takes the faster one, `aerie` takes this one,
+        `stock` never does.
         """
         if not current_platform.is_cpu() or current_platform.get_cpu_architecture() != CpuArchEnum.X86:
             return False, "AerieW4A16 is for x86 CPUs"
@@ -76,7 +87,7 @@ class AerieW4A16LinearKernel(MPLinearKernel):
         choice = kernel_choice()
         if choice == "stock":
             return False, "AERIE_CPU_INT4=stock"
-        if choice == "auto" and stock_serves(c):
+        if choice == "auto" and stock_is_faster(c):
             return False, f"vLLM's own kernel serves {c.act_type} on this CPU; AERIE_CPU_INT4=aerie forces AerieW4A16"
         return True, None
 

@@ -1,24 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`aerie quantize` with text: calibration that the model writes itself, kept between runs, or a file of the user's."""
+"""`aerie quantize` with what only an engine tells: text that the model writes itself, and a draft's acceptance.
+
+Generated text is kept between runs; a file of the user's works too.
+"""
 
 import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from aerie.draft_models.checkpoint import verify_draft
 from aerie.quant.convert import HELD_OUT
 from aerie.quant.layerwise import CALIBRATION
 from aerie.quant.progress import Bar
 from aerie.quant.recipe import QuantRecipe
-from aerie.quant.report import QuantReport
-from aerie.quant.run import quantise
+from aerie.quant.report import DraftAcceptance, QuantReport
+from aerie.quant.run import add_acceptance, quantise
 from aerie.quant.text import Document, read_documents
+from aerie.trainer.draft.child import Child
 from aerie.trainer.draft.prompts import Chat, load_prompts, without
-from aerie.trainer.draft.recipe import Answers, ClinicPrompts, Prompts
+from aerie.trainer.draft.recipe import Answers, ClinicPrompts, Prompts, Served
 from aerie.trainer.draft.regenerate import FILE, regenerate
+from aerie.trainer.draft.served import Job, Measurement, measure
 from aerie.trainer.draft.stages import stage, target_hashes
 from aerie.trainer.recipe import Schema
+
+
+class Sampled(Answers):
+    """How calibration's prompts are answered."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampled, since greedy answers visit little of what the model can say; held-out answers are greedy."""
 
 
 class Generated(Schema):
@@ -29,8 +44,8 @@ class Generated(Schema):
     """What it answers for calibration; of several domains, if it serves several."""
     held_out: Prompts = ClinicPrompts(split="validation", count=64, seed=200)
     """What it answers for measuring quality; none of it is in calibration."""
-    answers: Answers = Answers(temperature=1.0)
-    """How it answers calibration's prompts; sampled, since greedy answers visit little of what it can say."""
+    answers: Sampled = Sampled()
+    """How it answers calibration's prompts."""
     work: Path = Path("runs/calibration")
     """Where answers are kept."""
 
@@ -45,11 +60,20 @@ class File(Schema):
     """JSONL to measure quality on; None not to measure it."""
 
 
+class MeasuredDraft(Served):
+    """A draft whose acceptance is measured in the engine, on the 16-bit model and on its INT4 twin."""
+
+    path: Path
+    """Its folder."""
+
+
 class Recipe(QuantRecipe):
-    """What is quantised, how, and looking at which text."""
+    """What is quantised, how, looking at which text, and with which draft it will be served."""
 
     calibration: Annotated[Generated | File, Field(discriminator="source")] | None = None
     """None for none, which is enough for `method: rtn` only; quality is then not measured."""
+    draft: MeasuredDraft | None = None
+    """For its acceptance in the report; None to measure none."""
 
 
 def documents(model: Path, recipe: Recipe) -> dict[str, list[Document]]:
@@ -83,7 +107,33 @@ def _answers(model: Path, generated: Generated, chats: list[Chat], temperature: 
 
 
 def run(model: Path, out: Path, recipe: Recipe) -> QuantReport:
-    """Quantise with a live bar. Raises QuantError, RecipeError."""
+    """Quantise with a live bar. Raises QuantError, RecipeError, DraftMismatch, AcceptanceError."""
+    if recipe.draft is not None:
+        verify_draft(recipe.draft.path, model)
     texts = documents(model, recipe)
     with Bar(recipe.iterations if recipe.method == "autoround" else 0) as bar:
-        return quantise(model, out, recipe, texts, bar)
+        report = quantise(model, out, recipe, texts, bar)
+    return report if recipe.draft is None else add_acceptance(model, out, acceptance(model, out, recipe.draft))
+
+
+def acceptance(model: Path, out: Path, draft: MeasuredDraft) -> DraftAcceptance:
+    """Serve the draft with either model, one engine after the other, in a process of their own."""
+    settings = Served.model_validate(draft.model_dump(exclude={"path"}))
+    with Child(_measuring) as child:
+        before, after = (
+            child.ask(Job(target=target.resolve(), draft=draft.path.resolve(), update=0, settings=settings)).overall
+            for target in (model, out)
+        )
+    return DraftAcceptance(
+        draft=draft.path.resolve().name,
+        draft_tokens=draft.draft_tokens,
+        temperature=draft.temperature,
+        prompts=after.requests,
+        before=before.length,
+        after=after.length,
+    )
+
+
+@contextmanager
+def _measuring() -> Iterator[Callable[[Job], Measurement]]:
+    yield measure

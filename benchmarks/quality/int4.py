@@ -7,8 +7,10 @@
 and peak memory, an engine the acceptance length of a draft, if there is one. What exists is not made again.
 
 Figures, with METHOD_gSIZE_{sym,asym} as VARIANT: `NAME_VARIANT_ppl_loss` (relative), `_kl`, `_top1`, `_seconds`,
-`_peak_gib`, `_acceptance`; `NAME_ppl_loss_rtn` and `NAME_ppl_loss_best`: symmetric, groups of 128, rounding and the
-better of the others; with `--generic`, `NAME_ppl_loss_generic`: the better one again, calibrated on that text instead.
+`_cpu_seconds`, `_peak_gib`, `_acceptance`, and `NAME_bf16_acceptance`. At groups of 128, symmetric: `ppl_loss_rtn`, and
+`ppl_loss_best`, the better of the other methods; with `--generic`, `ppl_loss_self` is that again and `ppl_loss_generic`
+the better of them when calibrated on generic English (`quality.generic`). A name other than `dense` goes in between:
+`ppl_loss_moe_self`.
 """
 
 import json
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +27,7 @@ import typer
 
 from aerie.artefacts import write_json
 from aerie.benchmarks import options
+from aerie.benchmarks.quality import generic as english
 from aerie.benchmarks.results_file import Provenance, ResultFile, Run
 from aerie.benchmarks.study.heads import StudyError
 from aerie.benchmarks.study.measure import Job, measure_all
@@ -34,6 +38,9 @@ from aerie.trainer.quantise import Recipe
 NAME = "quality.int4"
 METHODS = ("rtn", "awq", "autoround")
 GROUPS = (64, 128)
+PLAIN, GENERIC = "bf16", "generic"
+DOCUMENTS = 128
+"""Of generic English: as many as the recipe has prompts."""
 DRAFT_TOKENS = 4
 COST = "cost.json"
 
@@ -52,7 +59,7 @@ def variants(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
                 yield variant(method, group, symmetric), Recipe.model_validate(values)
 
 
-def convert(model: Path, out: Path, recipe: Recipe) -> dict[str, float]:
+def convert(model: Path, out: Path, recipe: Recipe, threads: int) -> dict[str, float]:
     """Run `aerie quantize` unless it was run before; its seconds and the peak memory of its process, in GiB."""
     cost = out.with_name(f"{out.name}.{COST}")
     if not (out / REPORT_NAME).is_file():
@@ -62,14 +69,24 @@ def convert(model: Path, out: Path, recipe: Recipe) -> dict[str, float]:
         command = [sys.executable, "-P", "-m", "aerie", "quantize", str(model), str(out), "--recipe", str(said)]
         started = time.monotonic()
         with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
             _, status, used = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise StudyError(f"{out.name} was not quantised (status {process.returncode}); see {log}")
-        write_json(cost, {"seconds": time.monotonic() - started, "peak_gib": used.ru_maxrss / 2**20})
+        took = {"seconds": time.monotonic() - started, "cpu_seconds": used.ru_utime + used.ru_stime}
+        write_json(cost, {**took, "peak_gib": used.ru_maxrss / 2**20})
     found: dict[str, float] = json.loads(cost.read_text())
     return found
+
+
+def convert_all(model: Path, folder: Path, made: Mapping[str, Recipe], parallel: int) -> dict[str, dict[str, float]]:
+    """Every checkpoint, by name, so many at a time; what each took."""
+    threads = max(1, (os.cpu_count() or 1) // parallel)
+    with ThreadPoolExecutor(parallel) as pool:
+        costs = pool.map(lambda one: convert(model, folder / one, made[one], threads), made)
+        return dict(zip(made, costs, strict=True))
 
 
 def of_report(report: QuantReport, cost: Mapping[str, float], acceptance: float | None) -> dict[str, float]:
@@ -90,18 +107,16 @@ def of_report(report: QuantReport, cost: Mapping[str, float], acceptance: float 
 
 
 def figures(name: str, measured: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Flat names; `generic` is a variant like the others."""
-    found = {
-        f"{name}_{one}_{figure}": float(f"{value:.5g}")
-        for one, values in measured.items()
-        for figure, value in values.items()
-    }
-    tuned = [measured[variant(method, 128, True)]["ppl_loss"] for method in METHODS[1:]]
-    found[f"{name}_ppl_loss_rtn"] = float(f"{measured[variant('rtn', 128, True)]['ppl_loss']:.5g}")
-    found[f"{name}_ppl_loss_best"] = float(f"{min(tuned):.5g}")
-    if "generic" in measured:
-        found[f"{name}_ppl_loss_generic"] = float(f"{measured['generic']['ppl_loss']:.5g}")
-    return found
+    """Flat names; the last ones are the answers."""
+    found = {f"{name}_{one}_{figure}": value for one, values in measured.items() for figure, value in values.items()}
+    prefix = "ppl_loss_" if name == "dense" else f"ppl_loss_{name}_"
+    tuned = [variant(method, 128, True) for method in METHODS[1:]]
+    found[f"{prefix}rtn"] = measured[variant("rtn", 128, True)]["ppl_loss"]
+    found[f"{prefix}best"] = min(measured[one]["ppl_loss"] for one in tuned)
+    other = [measured[f"{GENERIC}_{one}"]["ppl_loss"] for one in tuned if f"{GENERIC}_{one}" in measured]
+    if other:
+        found |= {f"{prefix}self": found[f"{prefix}best"], f"{prefix}generic": min(other)}
+    return {key: float(f"{value:.5g}") for key, value in found.items()}
 
 
 def main(
@@ -110,8 +125,9 @@ def main(
     recipe: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Text, and what the variants share.")],
     name: Annotated[str, typer.Option(help="Of the model, in figures.")] = "dense",
     draft: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="Draft to measure.")] = None,
-    generic: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="JSONL of generic text.")] = None,
+    generic: Annotated[bool, typer.Option("--generic", help="Calibrate on generic English as well.")] = False,
     work: Annotated[Path, typer.Option(file_okay=False, help="Checkpoints.")] = Path("runs/int4-quality"),
+    parallel: Annotated[int, typer.Option(min=1, help="Checkpoints made, and engines run, at a time.")] = 1,
     count: options.Count = 64,
     max_tokens: options.MaxTokens = 256,
 ) -> None:
@@ -120,45 +136,71 @@ def main(
     shared = Recipe.from_yaml(recipe)
     folder = work / name
     folder.mkdir(parents=True, exist_ok=True)
+    # Asked once, here, rather than by every process.
+    held_out = answered(shared, model)
     made = dict(variants(shared))
-    costs = {one: convert(model, folder / one, made[one]) for one in made}
+    if generic:
+        made |= calibrated_on_english(made, folder, held_out)
+    costs = convert_all(model, folder, made, parallel)
     reports = {one: QuantReport.model_validate_json((folder / one / REPORT_NAME).read_text()) for one in made}
-    lengths = acceptances(folder, list(made), draft, count, max_tokens)
+    targets = {PLAIN: model} | {one: folder / one for one in made}
+    lengths = acceptances(targets, folder, draft, count, max_tokens, parallel)
     measured = {one: of_report(reports[one], costs[one], lengths.get(one)) for one in made}
-    if generic is not None:
-        best = min(METHODS[1:], key=lambda method: measured[variant(method, 128, True)]["ppl_loss"])
-        changed = made[variant(best, 128, True)].model_dump()
-        text = {"source": "file", "path": generic, "held_out": held_out_file(shared, model)}
-        cost = convert(model, folder / "generic", Recipe.model_validate(changed | {"calibration": text}))
-        report = QuantReport.model_validate_json((folder / "generic" / REPORT_NAME).read_text())
-        measured["generic"] = of_report(report, cost, None)
-    runs = [Run(benchmark=NAME, measured={"model": name, "variant": one, **values}) for one, values in measured.items()]
+    runs = [
+        Run(benchmark=NAME, measured={"model": name, "variant": one, **values, "commit": commit(reports[one])})
+        for one, values in measured.items()
+    ]
+    if lengths:
+        measured[PLAIN] = {"acceptance": lengths[PLAIN]}
     found = figures(name, measured)
-    inputs = options.inputs(model=model, recipe=recipe, draft=draft)
+    # Several models' results become one file.
+    inputs = options.inputs(**{f"{name}_model": model, "recipe": recipe, f"{name}_draft": draft})
     ResultFile(provenance=Provenance.now(arguments, [0], inputs), runs=runs, figures=found).write(out)
     options.show(found)
 
 
-def acceptances(folder: Path, names: list[str], draft: Path | None, count: int, max_tokens: int) -> dict[str, float]:
+def commit(report: QuantReport) -> str:
+    """Of the code that made a checkpoint."""
+    return str(report.provenance["commit"])
+
+
+def answered(recipe: Recipe, model: Path) -> Path:
+    """The file of the model's held-out answers, on which every checkpoint is judged; calibration's are written too."""
+    from aerie.trainer.quantise import Generated, documents, held_out_answers
+
+    if not isinstance(recipe.calibration, Generated):
+        raise StudyError("the model must write the text itself; set `calibration: {source: generated}`")
+    documents(model, recipe)
+    return held_out_answers(model, recipe.calibration)
+
+
+def calibrated_on_english(made: Mapping[str, Recipe], folder: Path, held_out: Path) -> dict[str, Recipe]:
+    """The symmetric variants of groups of 128 again, that look at text, with as many documents of generic English."""
+    found: dict[str, Recipe] = {}
+    for method in METHODS[1:]:
+        like = made[variant(method, 128, True)]
+        path = folder / f"{GENERIC}.jsonl"
+        english.write(path, DOCUMENTS)
+        text = {"source": "file", "path": path, "held_out": held_out}
+        found[f"{GENERIC}_{variant(method, 128, True)}"] = Recipe.model_validate(
+            like.model_dump() | {"calibration": text}
+        )
+    return found
+
+
+def acceptances(
+    targets: Mapping[str, Path], folder: Path, draft: Path | None, count: int, max_tokens: int, parallel: int
+) -> dict[str, float]:
     """Greedy acceptance length of a draft on every checkpoint; empty without a draft."""
     if draft is None:
         return {}
     jobs = [
-        Job(target=folder / name, head=draft, draft_tokens=DRAFT_TOKENS, temperatures=(0.0,), prompts=count,
+        Job(target=target, head=draft, draft_tokens=DRAFT_TOKENS, temperatures=(0.0,), prompts=count,
             max_tokens=max_tokens, seed=0)
-        for name in names
+        for target in targets.values()
     ]  # fmt: skip
-    measured = measure_all(jobs, folder / "measured", 1)
-    return {name: one[0.0].pooled.length for name, one in zip(names, measured, strict=True)}
-
-
-def held_out_file(recipe: Recipe, model: Path) -> Path:
-    """The held-out answers of generated text as a file, so that another calibration is judged on the same."""
-    from aerie.trainer.quantise import Generated, held_out_answers
-
-    if not isinstance(recipe.calibration, Generated):
-        raise StudyError("--generic compares with text that the model wrote; set `calibration: {source: generated}`")
-    return held_out_answers(model, recipe.calibration)
+    measured = measure_all(jobs, folder / "measured", parallel)
+    return {name: one[0.0].pooled.length for name, one in zip(targets, measured, strict=True)}
 
 
 if __name__ == "__main__":

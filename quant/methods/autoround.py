@@ -110,6 +110,8 @@ def tune(
     Returns:
         The better of what was learned and `start`, by the error over all documents.
     """
+    if not start:
+        return {}
     modules: dict[str, Any] = dict(layer.named_modules())
     roundings = {name: Rounding(modules[name].weight, weight, scheme) for name, weight in start.items()}
     generator = torch.Generator().manual_seed(settings.seed)

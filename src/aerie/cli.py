@@ -252,3 +252,6 @@ def quantize(model: Path, out: Path, recipe: OptionalRecipe = None) -> None:
             f"held-out text: perplexity {quality.perplexity_before:.4f} became {quality.perplexity_after:.4f} "
             f"({quality.perplexity_loss:+.2%}), same first token for {quality.top1_agreement:.2%}"
         )
+    if report.acceptance is not None:
+        drafted = report.acceptance
+        print(f"{drafted.draft}: mean acceptance length {drafted.before:.3f} became {drafted.after:.3f}")

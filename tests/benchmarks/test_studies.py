@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from aerie.artefacts import REPOSITORY
-from aerie.benchmarks.quality import int4
+from aerie.benchmarks.quality import generic, int4
 from aerie.benchmarks.study import gates, rates
 from aerie.trainer.draft.recipe import DraftRecipe
 from aerie.trainer.quantise import Recipe
@@ -60,6 +60,22 @@ def test_int4_figures_name_rounding_and_the_best() -> None:
     measured["autoround_g128_sym"] = {"ppl_loss": 0.01, "kl": 0.05}
     measured["autoround_g128_asym"] = {"ppl_loss": 0.001, "kl": 0.05}
     found = int4.figures("dense", measured)
-    assert found["dense_ppl_loss_rtn"] == 0.08
-    assert found["dense_ppl_loss_best"] == 0.01
+    assert found["ppl_loss_rtn"] == 0.08
+    assert found["ppl_loss_best"] == 0.01
     assert found["dense_autoround_g128_asym_ppl_loss"] == 0.001
+    assert "ppl_loss_generic" not in found
+
+
+def test_int4_figures_set_self_generated_text_against_generic() -> None:
+    measured = {name: {"ppl_loss": 0.04} for name in dict(int4.variants(Recipe()))}
+    measured["awq_g128_sym"] = {"ppl_loss": 0.02}
+    measured |= {"generic_awq_g128_sym": {"ppl_loss": 0.03}, "generic_autoround_g128_sym": {"ppl_loss": 0.05}}
+    found = int4.figures("moe", measured)
+    assert (found["ppl_loss_moe_self"], found["ppl_loss_moe_generic"]) == (0.02, 0.03)
+
+
+def test_generic_text_is_whole_paragraphs_drawn_once() -> None:
+    texts = generic.documents(64)
+    assert texts == generic.documents(64)
+    assert len(set(texts)) == 64
+    assert min(map(len, texts)) > generic.CHARACTERS // 2

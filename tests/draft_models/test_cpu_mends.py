@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import importlib.util
+import inspect
 from types import ModuleType
 
 import pytest
@@ -82,6 +83,17 @@ def test_mended_top_k_takes_no_tokens_and_masks_as_before(monkeypatch: pytest.Mo
     assert mended(torch.empty(0, 8), torch.empty(0, dtype=torch.int32)).shape == (0, 8)
     masked = mended(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([2], dtype=torch.int32))
     assert masked.tolist() == [[float("-inf"), 3.0, 2.0]]
+
+
+@pytest.mark.usefixtures("cpu_kernels")
+def test_seeds_are_mended_in_exactly_the_versions_with_the_fault() -> None:
+    import vllm
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    with pytest.raises(RuntimeError, match="offset"):
+        torch.Generator().get_offset()
+    faulty = "gen.set_offset(gen.get_offset()" in inspect.getsource(GPUModelRunner._bookkeeping_sync)
+    assert cpu_mends.affected("seed", vllm.__version__) == faulty
 
 
 def test_versions_are_compared_by_release() -> None:

@@ -192,6 +192,15 @@ def test_greedy_neighbours_of_sampling_requests_are_undisturbed(served: Served, 
     assert [list(request.outputs[0].token_ids) for request in requests[::2]] == undrafted[::2]
 
 
+@pytest.mark.parametrize("served", ["elementwise"], indirect=True)
+def test_a_seed_gives_the_same_tokens_however_its_prompt_is_cut(served: Served) -> None:
+    whole, neighbour = random_prompts([CHUNK - 20, CHUNK - 40])
+    sampling = {"temperature": 1.0, "seed": 5, "max_tokens": NEW_TOKENS}
+    (alone,) = generate(served.llm, [whole], **sampling)
+    _, cut = generate(served.llm, [neighbour, whole], **sampling)
+    assert cut == alone
+
+
 def aux_states(target: Qwen3ForCausalLM, layers: Sequence[int]) -> States:
     @torch.no_grad()
     def states(tokens_L: torch.Tensor) -> torch.Tensor:

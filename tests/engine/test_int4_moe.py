@@ -21,6 +21,8 @@ from transformers import Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from aerie.draft_models.checkpoint import verify_draft
 from aerie.draft_models.contract import GateKind
+from aerie.quant.recipe import QuantRecipe
+from aerie.quant.run import quantise
 from aerie.quant.vllm_report import summary
 
 if TYPE_CHECKING:
@@ -100,13 +102,13 @@ def quantization_config(form: str) -> dict[str, Any]:
     return {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": False}
 
 
-def write_int4(source: Path, out: Path, plain: Path | None, form: str) -> None:
+def write_int4(source: Path, out: Path, plain: Path, form: str) -> None:
     """A checkpoint's INT4 twin, and the plain float32 one that it stands for."""
     tensors: dict[str, torch.Tensor] = {}
     dense: dict[str, torch.Tensor] = {}
     for name, tensor in load_file(source / "model.safetensors").items():
         layer = name.removesuffix(".weight")
-        quantised = layer.endswith("_proj") or (form == "compressed-tensors" and layer in ("lm_head", "fc"))
+        quantised = layer.endswith("_proj") or (form == "compressed-tensors" and layer == "lm_head")
         if not quantised:
             tensors[name] = dense[name] = tensor
             continue
@@ -118,10 +120,9 @@ def write_int4(source: Path, out: Path, plain: Path | None, form: str) -> None:
         (out, tensors, {"quantization_config": quantization_config(form)}),
         (plain, dense, {}),
     ):
-        if folder is not None:
-            folder.mkdir()
-            save_file(weights, folder / "model.safetensors", {"format": "pt"})
-            (folder / "config.json").write_text(json.dumps(config | more))
+        folder.mkdir()
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config | more))
 
 
 def write_target(folder: Path, tiny_target: Path) -> None:
@@ -238,7 +239,7 @@ def drafted(
     served: Served, tiny_drafts: Mapping[GateKind, Path], open_engine: OpenEngine
 ) -> Iterator[tuple[Served, "LLM"]]:
     draft = served.model.with_name("draft")
-    write_int4(tiny_drafts["elementwise"], draft, None, "compressed-tensors")
+    quantise(tiny_drafts["elementwise"], draft, QuantRecipe(group_size=GROUP, ignore=()))
     verify_draft(draft, served.model)
     with open_engine(served.model, draft, DRAFT_TOKENS) as llm:
         yield served, llm

@@ -44,7 +44,8 @@ def test_float32_is_ours_on_every_cpu() -> None:
         ("auto", False, "bfloat16", 64, "AerieW4A16LinearKernel", "vLLM's extension for this CPU has no INT4 operator"),
         ("auto", True, "float32", 64, "AerieW4A16LinearKernel", "vLLM's INT4 operator has no float32"),
         ("auto", True, "bfloat16", 24, "AerieW4A16LinearKernel", "Output size (24) not supported by CPUWNA16"),
-        ("auto", True, "bfloat16", 64, "CPUWNA16LinearKernel", "vLLM's own runs here with this type"),
+        ("auto", True, "bfloat16", 64, "AerieW4A16LinearKernel", "without AMX faster than vLLM's"),
+        ("auto", True, "float16", 64, "CPUWNA16LinearKernel", "vLLM's own runs here with this type"),
         ("aerie", True, "bfloat16", 64, "AerieW4A16LinearKernel", "AERIE_CPU_INT4=aerie"),
     ],
 )
@@ -59,24 +60,30 @@ def test_says_which_kernel_serves_and_why(
 ) -> None:
     monkeypatch.setenv("AERIE_CPU_INT4", choice)
     monkeypatch.setattr(vllm_kernel, "stock_operator_exists", lambda: stock_runs)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     name, reason = vllm_linear.serving_kernel(dtype, 32, (outputs, 128))
     assert name == kernel
     assert reason.startswith(why)
 
 
 @pytest.mark.parametrize(
-    ("choice", "stock_runs", "act", "ours"),
+    ("choice", "stock_runs", "amx", "act", "ours"),
     [
-        ("auto", True, torch.bfloat16, False),
-        ("auto", True, torch.float32, True),
-        ("auto", False, torch.bfloat16, True),
-        ("aerie", True, torch.bfloat16, True),
-        ("stock", False, torch.float32, False),
+        ("auto", True, True, torch.bfloat16, False),
+        ("auto", True, False, torch.bfloat16, True),
+        ("auto", True, False, torch.float16, False),
+        ("auto", True, True, torch.float32, True),
+        ("auto", False, True, torch.bfloat16, True),
+        ("aerie", True, True, torch.bfloat16, True),
+        ("stock", False, False, torch.float32, False),
     ],
 )
-def test_choice(monkeypatch: pytest.MonkeyPatch, choice: str, stock_runs: bool, act: torch.dtype, ours: bool) -> None:
+def test_choice(
+    monkeypatch: pytest.MonkeyPatch, choice: str, stock_runs: bool, amx: bool, act: torch.dtype, ours: bool
+) -> None:
     monkeypatch.setenv("AERIE_CPU_INT4", choice)
     monkeypatch.setattr(vllm_kernel, "stock_operator_exists", lambda: stock_runs)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     implements, reason = AerieW4A16LinearKernel.can_implement(layer_config(act))
     assert implements is ours
     assert (reason is None) is ours
@@ -178,6 +185,7 @@ def test_reads_every_layout(
 def test_vllm_keeps_16_bit_layers_only_of_shapes_that_its_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AERIE_CPU_INT4", raising=False)
     monkeypatch.setattr(vllm_kernel, "stock_operator_exists", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert not AerieW4A16LinearKernel.can_implement(layer_config(torch.bfloat16, shape=(128, 64)))[0]
     assert AerieW4A16LinearKernel.can_implement(layer_config(torch.bfloat16, shape=(128, 24)))[0]
 

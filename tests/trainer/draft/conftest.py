@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from aerie.draft_models.contract import DraftConfig, GateKind
-from aerie.trainer.draft.recipe import DraftRecipe
+from aerie.draft_models.checkpoint import identify_target, write_draft
+from aerie.draft_models.contract import DraftConfig, GateKind, tensor_shapes
+from aerie.trainer.draft.recipe import DraftRecipe, JsonlPrompts, Served
+from aerie.trainer.draft.vocab import maps
 
 WORDS = ["hello", "doctor", "my", "head", "hurts", "since", "monday", "what", "can", "i", "do"]
 TEMPLATE = (
@@ -109,3 +111,29 @@ def recipe(target: Path, tmp_path_factory: pytest.TempPathFactory) -> DraftRecip
             "training": {"epochs": 2, "batch_rows": 64, "steps": 3, "threads": 1},
         }
     )
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    path = tmp_path_factory.mktemp("prompts") / "held_out.jsonl"
+    domains = ["head", "knee"] * (3)
+    chats = [{"prompt": "hello doctor " * size, "domain": domain} for size, domain in enumerate(domains, 1)]
+    path.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    return Served(prompts=JsonlPrompts(path=path), draft_tokens=3, max_tokens=16)
+
+
+@pytest.fixture(scope="session")
+def head(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = json.loads((target / "config.json").read_text())
+    config = DraftConfig(
+        hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
+        vocab_size=shape["vocab_size"], draft_vocab_size=96, target_hidden_size=64,
+        aux_hidden_state_layer_ids=(1, 3, 4), gate="elementwise", rms_norm_eps=1e-6, rope_theta=1e4,
+        max_position_embeddings=128, target=identify_target(target),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(size, generator=generator) for name, size in tensor_shapes(config).items()}
+    tensors |= maps(torch.arange(96), config.vocab_size)
+    folder = tmp_path_factory.mktemp("head") / "draft"
+    write_draft(folder, config, tensors, {})
+    return folder

@@ -2,14 +2,20 @@
 """`aerie quantize` with text: that the model writes itself, or of a file."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 
+from aerie.draft_models.checkpoint import DraftMismatch, verify_draft
 from aerie.quant.convert import HELD_OUT
 from aerie.quant.errors import QuantError
 from aerie.quant.layerwise import CALIBRATION
+from aerie.quant.report import QuantReport
 from aerie.trainer import quantise
+from aerie.trainer.draft.recipe import Served
 from aerie.trainer.quantise import Recipe
 
 
@@ -52,6 +58,54 @@ def test_run_writes_checkpoint_report_and_page(target: Path, tmp_path: Path) -> 
     assert f"{report.quality.perplexity_after:.4f}" in page
     assert "| attention |" in page
     assert (tmp_path / "int4/quant_report.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.engine
+def test_the_report_tells_what_a_draft_makes_of_both_models(
+    target: Path, head: Path, settings: Served, tmp_path: Path
+) -> None:
+    draft = settings.model_dump() | {"path": head}
+    report = quantise.run(target, tmp_path / "int4", Recipe.model_validate({"group_size": 32, "draft": draft}))
+    assert report == QuantReport.model_validate_json((tmp_path / "int4/quant_report.json").read_text())
+    found = report.acceptance
+    assert found is not None
+    assert (found.draft, found.draft_tokens, found.prompts) == ("draft", settings.draft_tokens, 6)
+    assert min(found.before, found.after) >= 1
+    assert max(found.before, found.after) <= 1 + settings.draft_tokens
+    assert f"{found.before:.3f} on the unquantised model" in (tmp_path / "int4/quant_report.md").read_text()
+
+
+def test_a_draft_of_another_target_is_refused_before_anything_is_made(target: Path, head: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(head, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
+    with pytest.raises(DraftMismatch, match="vocab_size"):
+        quantise.run(target, tmp_path / "int4", Recipe.model_validate({"group_size": 32, "draft": {"path": other}}))
+    assert not (tmp_path / "int4").exists()
+
+
+def test_answers_are_sampled_unless_the_recipe_says_otherwise() -> None:
+    recipe = Recipe.model_validate({"calibration": {"source": "generated", "answers": {"max_tokens": 12}}})
+    assert isinstance(recipe.calibration, quantise.Generated)
+    assert recipe.calibration.answers.temperature == 1.0
+
+
+def test_a_draft_becomes_int4_and_still_fits_its_target(target: Path, head: Path, tmp_path: Path) -> None:
+    out = tmp_path / "draft-int4"
+    report = quantise.run(head, out, Recipe(group_size=32, ignore=()))
+    assert {layer.name for layer in report.layers} >= {"fc", "lm_head", "midlayer.self_attn.g_proj"}
+    assert verify_draft(out, target) == ()
+    with safe_open(out / "model.safetensors", "pt") as file:
+        assert file.get_tensor("d2t").dtype == torch.int64
+
+
+@pytest.mark.parametrize(("option", "value"), [("method", "awq"), ("format", "gptq")])
+def test_what_a_draft_cannot_be_is_refused(head: Path, tmp_path: Path, option: str, value: str) -> None:
+    recipe = Recipe.model_validate({"group_size": 32, option: value})
+    with pytest.raises(QuantError, match=f"recipe option {option}: .*draft"):
+        quantise.run(head, tmp_path / "out", recipe)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_of_chats_and_plain_text(target: Path, tmp_path: Path) -> None:
