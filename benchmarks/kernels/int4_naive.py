@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An INT4 product as one writes it at first: unpack, convert, subtract, scale, multiply. int4_gemm is counted beside it.
+"""An INT4 product as one writes it at first: unpack, convert, subtract, scale, multiply; int4_gemm is held against it.
 
 y = x W^T with W[n, k] = (q[n, k] - 8) * scale[n, g], words of eight inputs in their order as compressed-tensors stores
 them: int32 [N, K / 8], scales [N, K / 128]. Correct, and slow: each weight is shifted, converted and scaled by itself,

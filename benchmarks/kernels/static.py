@@ -2,9 +2,10 @@
 """What Triton kernels are compiled to, counted without a GPU.
 
 `python -m aerie.benchmarks.kernels.static --out benchmarks/results/kernels-static.json`. A case is
-`smARCH_mBUCKET_gGROUP_KIND_DTYPE…` (kernels/int4_gemm.py); of each: `CASE_per_weight`, instructions of the main loop for
-each weight, `_registers` of a thread, `_shared_bytes` of a program, `_spilled_bytes`, `_conversions` of integers and
-`_programs`, how many an H100 or H200 has room for on a multiprocessor. All follow from the versions in the provenance.
+`smARCH_mBUCKET_gGROUP_KIND_DTYPE` and what else it has (int4_gemm.py). Of each: `CASE_per_weight`, instructions of the
+main loop for each weight, `_registers` of a thread, `_shared_bytes` of a program, `_spilled_bytes`, `_conversions` of
+integers, and `_programs`, how many an H100 or H200 has room for on a multiprocessor. All this follows from the versions
+in the provenance, on any machine.
 """
 
 import triton
