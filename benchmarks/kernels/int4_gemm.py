@@ -116,8 +116,7 @@ def cases() -> Iterator[Case]:
         for asymmetric in (False, True):
             for dtype in POINTERS:
                 yield Case(group_size=group_size, asymmetric=asymmetric, dtype=dtype)
-    yield Case(silu_mul=True)
-    yield Case(bias=True, residual=True)
+    yield Case(silu_mul=True, bias=True, residual=True)
     yield Case(asymmetric=True, odd=True)
     for asymmetric in (False, True):
         yield Case(asymmetric=asymmetric, ptx=False)
