@@ -29,6 +29,25 @@ QUALITY = {
     "cpu_seconds": ("seconds", "{:.0f}"),
     "peak_gib": ("peak memory, GiB", "{:.2f}"),
 }
+COUNTED = {
+    "naive_sm90": "unpacked, converted and scaled one by one (`benchmarks/kernels/int4_naive.py`)",
+    "sm90_m16_g128_sym_bf16_llvm": "the layout above, subtraction by LLVM",
+    "sm90_m16_g128_asym_bf16_llvm": "the same, with zero points",
+    "sm90_m16_g128_sym_bf16": "**int4_gemm**: subtraction in PTX",
+    "sm90_m16_g128_asym_bf16": "**with zero points**",
+    "sm90_m16_g64_sym_bf16": "groups of 64",
+    "sm90_m16_g64_asym_bf16": "groups of 64, with zero points",
+    "sm90_m16_g128_sym_fp16": "float16",
+    "sm90_m16_g128_asym_fp16": "float16, with zero points",
+    "sm90_m16_g128_sym_bf16_silu_mul_bias_residual": "SiLU(gate)·up, bias and residual",
+    "sm90_m16_g128_asym_bf16_odd": "N and K multiples of nothing, with zero points",
+    "sm90_m32_g128_sym_bf16": "up to 32 rows",
+    "sm90_m64_g128_sym_bf16": "up to 64 rows",
+    "sm80_m16_g128_sym_bf16": "sm_80",
+    "sm80_m16_g128_asym_bf16": "sm_80, with zero points",
+    "sm100_m16_g128_sym_bf16": "sm_100",
+    "sm100_m16_g128_asym_bf16": "sm_100, with zero points",
+}
 MODELS = {"dense": "The clinic's model, dense", "moe": "A small mixture of experts, 16 experts, top 4"}
 
 
@@ -74,6 +93,25 @@ def int4_quality(result: dict[str, Any]) -> str:
     return "\n".join([*lines, f"{_measured(result)}.", ""])
 
 
+def kernels_static(result: dict[str, Any]) -> str:
+    """A row for each build that is told of; instructions under both locked versions of Triton."""
+    figures, cuda = result["figures"], json.loads((RESULTS / "kernels-static-cuda.json").read_text())
+    versions = [one["provenance"]["versions"]["triton"] for one in (cuda, result)]
+    lines = [
+        f"| | Triton {versions[0]}, the lock for GPUs | Triton {versions[1]} | registers | KiB shared | programs |",
+        "| --- " + "| ---: " * 5 + "|",
+    ]
+    for name, said in COUNTED.items():
+        counts = [one["figures"][f"{name}_per_weight"] for one in (cuda, result)]
+        registers, shared, programs = (figures[f"{name}_{key}"] for key in ("registers", "shared_bytes", "programs"))
+        cells = [*(f"{count:.2f}" for count in counts), f"{registers:.0f}", f"{shared / 1024:.0f}", f"{programs:.0f}"]
+        lines.append(f"| {said} | " + " | ".join(cells) + " |")
+    commit = result["provenance"]["commit"]
+    return "\n".join(
+        [*lines, "", f"Registers, memory and programs: under Triton {versions[1]}. Commit `{commit}`.", ""]
+    )
+
+
 def _way(name: str) -> str:
     generic = "generic_" in name
     method, group, kind = name.removeprefix("generic_").split("_")
@@ -90,6 +128,7 @@ def _measured(result: dict[str, Any]) -> str:
 PAGES = (
     Page(ROOT / "README.md", RESULTS / "first-light.json", first_light),
     Page(ROOT / "docs/quantisation.md", RESULTS / "int4-quality.json", int4_quality),
+    Page(ROOT / "docs/kernels.md", RESULTS / "kernels-static.json", kernels_static),
 )
 
 

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the Triton kernel is compiled to, found out without a GPU. Holds for the versions of Triton that are locked.
+
+On an H200 at full bandwidth there are four instructions a weight, of which some 60 % are issued in practice: hence the
+limit. Two programs must fit on a multiprocessor, so that one computes while the other waits.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import pytest
+import torch
+import triton
+
+from aerie.artefacts import REPOSITORY
+from aerie.benchmarks.kernels.int4_gemm import NAIVE_WEIGHTS, Case, build_naive
+from aerie.benchmarks.kernels.static import NAIVE, counted
+from aerie.benchmarks.results_file import ResultFile
+from aerie.kernels.aot import Code
+
+COUNTED = {"3.8.0": "kernels-static-cuda.json", "3.9.0": "kernels-static.json"}
+"""The result with the counts of each version: 3.8.0 is what the lock for GPUs has, 3.9.0 that for CPUs."""
+MOST_PER_WEIGHT = 2.9
+MOST_SHARED_BYTES = 113 * 1024
+PRODUCT = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+DECODING = [
+    Case(),
+    Case(asymmetric=True),
+    Case(group_size=64),
+    Case(group_size=64, asymmetric=True),
+    Case(dtype=torch.float16, asymmetric=True),
+    Case(silu_mul=True, bias=True, residual=True),
+    Case(asymmetric=True, odd=True),
+]
+MORE_ROWS = [Case(bucket="32", asymmetric=True), Case(bucket="64", asymmetric=True)]
+OTHER_GPUS = [Case(architecture, asymmetric=asymmetric) for architecture in (80, 100) for asymmetric in (False, True)]
+
+Build = Callable[[Case | int], Code]
+pytestmark = pytest.mark.skipif(
+    triton.__version__ not in COUNTED,
+    reason=f"the limits hold for Triton {' and '.join(COUNTED)}, this is {triton.__version__}",
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
+    """Compile a case, or the naive kernel for an architecture, once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield cache(lambda case: build_naive(case) if isinstance(case, int) else case.build())
+
+
+def faults(code: Code, weights: int) -> set[str]:
+    """What of the kernel for decoding and verification is not as it should be."""
+    found = {
+        "spills": code.spilled_bytes > 0,
+        "no matrix product of its architecture": not code.loop_opcodes[PRODUCT[code.architecture]],
+        "converts integers": any(opcode.startswith("I2F") for opcode in code.loop_opcodes),
+        "too many instructions": code.per_weight(weights) > MOST_PER_WEIGHT,
+        "too much shared memory": code.shared_bytes > MOST_SHARED_BYTES,
+        "a multiprocessor has room for one": code.programs() < 2,
+    }
+    return {fault for fault, there in found.items() if there}
+
+
+@pytest.mark.parametrize("case", DECODING, ids=lambda case: case.name)
+def test_decoding_on_hopper_reaches_the_memorys_speed(built: Build, case: Case) -> None:
+    code = built(case)
+    assert faults(code, case.weights) == set()
+
+
+@pytest.mark.parametrize("case", MORE_ROWS, ids=lambda case: case.name)
+def test_more_rows_on_hopper(built: Build, case: Case) -> None:
+    """The tensor cores' share grows with the rows, and the sums' registers: the limits on both are for decoding."""
+    assert faults(built(case), case.weights) <= {"too many instructions", "a multiprocessor has room for one"}
+
+
+@pytest.mark.parametrize("case", OTHER_GPUS, ids=lambda case: case.name)
+def test_other_gpus(built: Build, case: Case) -> None:
+    assert faults(built(case), case.weights) == set()
+
+
+def test_the_weight_comes_from_registers(built: Build) -> None:
+    """Nothing is stored to shared memory in the loop, and no bytes are permuted: words become operands as they are."""
+    opcodes = built(Case()).loop_opcodes
+    assert not opcodes["STS"]
+    assert not opcodes["PRMT"]
+    # Eight products of 16 inputs for each group of 128 and each 64 rows of the tile.
+    assert opcodes["HGMMA"] == 2 * 2 * 8
+
+
+def test_a_naive_kernel_does_not_pass(built: Build) -> None:
+    """The gate notices what it is there for."""
+    assert faults(built(90), NAIVE_WEIGHTS) == {
+        "no matrix product of its architecture",
+        "converts integers",
+        "too many instructions",
+    }
+
+
+def test_the_committed_counts_are_those_of_this_code(built: Build) -> None:
+    result = ResultFile.read(REPOSITORY / "benchmarks/results" / COUNTED[triton.__version__])
+    assert result.provenance.versions["triton"] == triton.__version__
+    assert not result.provenance.commit.endswith("-dirty")
+    builds = [(NAIVE, built(90), NAIVE_WEIGHTS)]
+    builds += [(case.name, built(case), case.weights) for case in [*DECODING, *MORE_ROWS, *OTHER_GPUS]]
+    for name, code, weights in builds:
+        for figure, value in counted(code, weights).items():
+            assert result.figures[f"{name}_{figure}"] == value, "count again: benchmarks/kernels/static.py"
