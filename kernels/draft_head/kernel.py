@@ -42,7 +42,8 @@ def tile_best_kernel(
     logits_VT = tile_product(
         weight_ptr, hidden_ptr, v_V, t_T, V, T, H, hidden_stride, BLOCK_V, BLOCK_T, BLOCK_H, EVEN_H
     )
-    # A NaN wins against nothing, so that it cannot choose one of the tile's rows beyond the vocabulary.
+    # Rows beyond the vocabulary repeat its last one: masked, so that nothing rests on tensor cores rounding all rows
+    # alike. A NaN wins against nothing, so that it cannot choose one of those rows.
     logits_VT = tl.where((v_V < V)[:, None] & (logits_VT == logits_VT), logits_VT, float("-inf"))
     best_T, row_T = tl.max(logits_VT, axis=0, return_indices=True, return_indices_tie_break_left=True)
     to_T = t_T.to(tl.int64) * P + p

@@ -124,6 +124,10 @@ def test_served_logits_are_the_trainer_s(
 def test_a_choice_that_means_nothing_is_refused(
     tiny_target: Path, tiny_drafts: Mapping[GateKind, Path], open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from vllm.distributed import cleanup_dist_env_and_memory
+
     monkeypatch.setenv(CHOICE_VARIABLE, "fast")
     with pytest.raises(ValueError, match="AERIE_DRAFT_KERNELS=fast"), open_engine(tiny_target, tiny_drafts["headwise"]):
         pass
+    # An engine that did not start leaves its process groups behind, which the next one would take for its own.
+    cleanup_dist_env_and_memory()
