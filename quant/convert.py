@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import torch
 
-from aerie.quant.errors import QuantError
 from aerie.quant.formats.base import Format
 from aerie.quant.layerwise import CALIBRATION, LayerQuantiser, Texts
 from aerie.quant.memory import give_back
@@ -22,7 +21,7 @@ from aerie.quant.quality import Quality, compare
 from aerie.quant.recipe import QuantRecipe
 from aerie.quant.report import account, stored_as
 from aerie.quant.skeleton import Skeleton
-from aerie.quant.stream import Checkpoint
+from aerie.quant.stream import Checkpoint, check_finite
 from aerie.quant.text import Tokens
 from aerie.quant.weight import Int4Weight, Scheme
 
@@ -85,6 +84,9 @@ class Conversion:
         if not tokens:
             self._without_text()
             return None
+        for name in units(list(self.source.stored))[REST]:
+            # Now, and not after hours: text passes all layers before these are converted.
+            check_finite(name, self.source.read([name])[name])
         skeleton = Skeleton(self.source, device)
         texts = self._walk(skeleton, tokens)
         head = self._rest(skeleton, texts)
@@ -168,12 +170,11 @@ class Conversion:
     def _convert(self, name: str, part: "_Part", importance_K: torch.Tensor | None = None) -> Int4Weight | None:
         """Put a tensor into a part by itself; returns the weight if it is quantised."""
         (tensor,) = self.source.read([name]).values()
+        check_finite(name, tensor)
         linear = name.removesuffix(".weight")
         if linear not in self.selected:
             part.tensors[name] = stored(tensor)
             return None
-        if not torch.isfinite(tensor).all():
-            raise QuantError(f"MODEL: {name} is not finite; the checkpoint is damaged or its training diverged")
         weight = round_to_nearest(tensor, self.scheme, self.recipe.clip, importance_K)
         part.add(linear, self.format.tensors(linear, weight), account(tensor, weight))
         give_back()

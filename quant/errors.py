@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be wrong with a checkpoint or a recipe; each message names the option and the fix."""
 
+from pathlib import Path
+
 
 class QuantError(ValueError):
     """A checkpoint, recipe or output folder that cannot be used as asked."""
@@ -24,3 +26,12 @@ class ShapeError(QuantError):
 
 class OutputError(QuantError):
     """The output folder would overwrite something that is not ours."""
+
+
+class UnwrittenError(QuantError):
+    """The disk is full, or cannot be written."""
+
+    def __init__(self, path: Path, reason: Exception) -> None:
+        super().__init__(
+            f"OUT {path}: cannot be written ({reason}); free space there, then run again: finished layers are kept"
+        )

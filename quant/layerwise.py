@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aerie.quant.errors import QuantError
 from aerie.quant.formats.base import Format
 from aerie.quant.groups import groups, seen
 from aerie.quant.memory import give_back
@@ -20,6 +19,7 @@ from aerie.quant.methods.rtn import round_to_nearest
 from aerie.quant.recipe import QuantRecipe
 from aerie.quant.report import account
 from aerie.quant.skeleton import Experts, Skeleton
+from aerie.quant.stream import check_finite
 from aerie.quant.weight import Int4Weight, Scheme
 
 CALIBRATION = "calibration"
@@ -80,7 +80,8 @@ class LayerQuantiser:
             QuantError: the layer holds what is not finite, or cannot be treated by the recipe's method.
         """
         layer = self._skeleton.layer(index)
-        self._check(index, layer)
+        for name, tensor in layer.state_dict().items():
+            check_finite(self._skeleton.prefix(index) + name, tensor)
         wanted = {name: self._skeleton.run(layer, text.plain_DLH) for name, text in texts.items()}
         calibration = texts.get(CALIBRATION)
         counts, squares = ([], {}) if calibration is None else self._look(layer, calibration)
@@ -133,13 +134,6 @@ class LayerQuantiser:
             for name, tensor in rest.items()
             if not torch.equal(tensor, self._skeleton.load(self._skeleton.prefix(index) + name))
         }
-
-    def _check(self, index: int, layer: nn.Module) -> None:
-        for name, tensor in layer.state_dict().items():
-            # Both ends, as isfinite makes three copies; not-a-numbers are both.
-            if not torch.stack(tensor.aminmax()).isfinite().all():
-                whole = self._skeleton.prefix(index) + name
-                raise QuantError(f"MODEL: {whole} is not finite; the checkpoint is damaged or its training diverged")
 
     def _scale(self, layer: nn.Module, read: dict[str, Tensor]) -> dict[str, Tensor]:
         """Mean square of each linear layer's inputs, by name; AWQ's scales are folded on the way."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from aerie.artefacts import sync, write_json
-from aerie.quant.errors import QuantError
+from aerie.quant.errors import UnwrittenError
 from aerie.quant.header import Stored, read_header
 from aerie.quant.stream import INDEX_NAME, WEIGHTS_NAME
 
@@ -34,14 +34,23 @@ class Parts:
 
     @classmethod
     def open(cls, out: Path, identity: Mapping[str, Any]) -> "Parts":
-        """Of a conversion to `out`; parts that were made of something else are thrown away."""
+        """Of a conversion to `out`; parts that were made of something else are thrown away.
+
+        Raises:
+            UnwrittenError: the disk is full, or cannot be written.
+        """
         folder = out.with_name(f".{out.name}.parts")
         said = folder / "identity.json"
         wanted = json.loads(json.dumps(identity))
-        if not said.is_file() or json.loads(said.read_text()) != wanted:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            write_json(said, wanted)
+        try:
+            if not said.is_file() or json.loads(said.read_text()) != wanted:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                write_json(said, wanted)
+        except OSError as error:
+            raise UnwrittenError(folder, error) from error
+        for left in folder.glob(".*"):  # by a run that was killed as it put the checkpoint together
+            shutil.rmtree(left, ignore_errors=True)
         return cls(folder)
 
     def path(self, name: str) -> Path:
@@ -88,7 +97,7 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str,
     """Write a safetensors file whole or not at all.
 
     Raises:
-        QuantError: the disk is full, or cannot be written.
+        UnwrittenError: the disk is full, or cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -101,7 +110,7 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str,
         sync(path.parent)
     except (OSError, SafetensorError) as error:
         staging.unlink(missing_ok=True)
-        raise QuantError(f"OUT: {path.name} cannot be written ({error}); free space there, then run again") from error
+        raise UnwrittenError(path, error) from error
 
 
 def assemble(paths: Sequence[Path], staging: Path, shard_bytes: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from aerie.artefacts import output_directory, provenance, write_json
 from aerie.quant.architecture import DRAFT, Architecture
 from aerie.quant.convert import Conversion, Progress, Silent, units
-from aerie.quant.errors import AlreadyQuantisedError, QuantError
+from aerie.quant.errors import AlreadyQuantisedError, QuantError, UnwrittenError
 from aerie.quant.formats import FORMATS
 from aerie.quant.layerwise import CALIBRATION
 from aerie.quant.page import write_page
@@ -69,15 +69,12 @@ def quantise(
     selected = frozenset(selection.layers)
     conversion = Conversion(source, recipe, stored, scheme, selected, parts, progress or Silent())
     quality = conversion.run(tokens, where)
-    with output_directory(out) as staging:
-        names = list(units(list(source.stored)))
-        written = assemble([parts.path(name) for name in names], staging, source.largest_shard())
-        write_json(staging / "config.json", _config(source, stored.quantization_config(scheme, selection)))
-        carry(source.directory, staging)
-        verify(staging, source, selected)
-        report = _report(source, recipe, parts, names, written, quality)
-        write_json(staging / REPORT_NAME, report.model_dump(mode="json"))
-        write_page(staging, source, report)
+    config = _config(source, stored.quantization_config(scheme, selection))
+    try:
+        with output_directory(out, parts.folder) as staging:
+            report = _complete(staging, conversion, config, quality)
+    except OSError as error:
+        raise UnwrittenError(out, error) from error
     parts.remove()
     return report
 
@@ -102,6 +99,20 @@ def _architecture(source: Checkpoint, recipe: QuantRecipe) -> Architecture:
     if recipe.format != "compressed-tensors":
         raise QuantError("recipe option format: drafts are served from compressed-tensors; set that")
     return Architecture.draft(source.shapes())
+
+
+def _complete(staging: Path, made: Conversion, config: Mapping[str, Any], quality: Quality | None) -> QuantReport:
+    """Put a conversion's parts together, read them back, and report."""
+    source, parts = made.source, made.parts
+    names = list(units(list(source.stored)))
+    written = assemble([parts.path(name) for name in names], staging, source.largest_shard())
+    write_json(staging / "config.json", dict(config))
+    carry(source.directory, staging)
+    verify(staging, source, made.selected)
+    report = _report(source, made.recipe, parts, names, written, quality)
+    write_json(staging / REPORT_NAME, report.model_dump(mode="json"))
+    write_page(staging, source, report)
+    return report
 
 
 def _config(source: Checkpoint, quantisation: Mapping[str, object]) -> dict[str, Any]:

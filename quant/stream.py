@@ -16,7 +16,7 @@ import numpy
 import torch
 
 from aerie.artefacts import sha256_file, write_json
-from aerie.quant.errors import NotACheckpointError, OutputError
+from aerie.quant.errors import NotACheckpointError, OutputError, QuantError
 from aerie.quant.header import Stored, read_header
 
 REPORT_NAME = "quant_report.json"
@@ -138,6 +138,13 @@ class Checkpoint:
     def largest_shard(self) -> int:
         """Bytes of the largest weight file."""
         return max(shard.stat().st_size for shard in self.shards)
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Raises QuantError, naming the tensor, where a number of it is none."""
+    # Its ends, as isfinite makes copies; both are not-a-number where one is.
+    if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+        raise QuantError(f"MODEL: {name} is not finite; the checkpoint is damaged or its training diverged")
 
 
 def check_output(source: Path, out: Path) -> None:

@@ -63,13 +63,14 @@ def write_json(path: Path, value: object) -> None:
 
 
 @contextmanager
-def output_directory(final: Path) -> Iterator[Path]:
+def output_directory(final: Path, within: Path | None = None) -> Iterator[Path]:
     """Yield a staging directory that becomes `final` when the block ends well, and vanishes when it does not.
 
-    An existing `final` is replaced only after the new one is complete and on disk.
+    An existing `final` is replaced only after the new one is complete and on disk. The staging directory lies beside
+    it, or `within` a folder of the same file system, whose owner can then remove what a killed process left.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
+    staging = Path(tempfile.mkdtemp(dir=within or final.parent, prefix=f".{final.name}."))
     try:
         yield staging
         for path in staging.rglob("*"):

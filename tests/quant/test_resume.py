@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversions that were stopped: what is kept, what is told, and that the end is the same."""
 
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from aerie.quant.convert import Silent
+from aerie.quant.errors import UnwrittenError
 from aerie.quant.layerwise import CALIBRATION
 from aerie.quant.recipe import QuantRecipe
 from aerie.quant.run import quantise
@@ -65,6 +68,45 @@ def test_parts_of_another_recipe_are_not_taken(save_model: SaveModel, tmp_path: 
     model = save_model()
     with pytest.raises(KeyboardInterrupt):
         quantise(model, tmp_path / "int4", QuantRecipe(group_size=64), progress=Seen(1))
+    quantise(model, tmp_path / "int4", RECIPE)
+    quantise(model, tmp_path / "whole", RECIPE)
+    assert (tmp_path / "int4/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+def test_what_a_killed_run_was_putting_together_goes_first(save_model: SaveModel, tmp_path: Path) -> None:
+    model = save_model()
+    with pytest.raises(KeyboardInterrupt):
+        quantise(model, tmp_path / "int4", RECIPE, progress=Seen(1))
+    left = tmp_path / ".int4.parts/.int4.left/model.safetensors"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    with pytest.raises(KeyboardInterrupt):
+        quantise(model, tmp_path / "int4", RECIPE, progress=Seen(1))
+    assert not left.parent.exists()
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file may be larger, as where a disk has that much left."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("size", "unwritten"), [(100, r"\.parts"), (9_000, r"\.parts/layer_00000\.safetensors"), (50_000, "int4")]
+)
+def test_what_cannot_be_written_is_named_and_finished_layers_are_kept(
+    save_model: SaveModel, tmp_path: Path, size: int, unwritten: str
+) -> None:
+    model = save_model()
+    with largest_file(size), pytest.raises(UnwrittenError, match=rf"{unwritten}: cannot be written \(.*large"):
+        quantise(model, tmp_path / "int4", RECIPE)
+    assert not (tmp_path / "int4").exists()
+    assert not [path for path in (tmp_path / ".int4.parts").glob("*") if path.suffix == ".writing"]
     quantise(model, tmp_path / "int4", RECIPE)
     quantise(model, tmp_path / "whole", RECIPE)
     assert (tmp_path / "int4/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
