@@ -7,35 +7,32 @@ What the two runners demand:
   `forward(input_ids, positions, hidden_states, inputs_embeds) -> (normed, next hidden)`.
 * Both: `has_own_lm_head` and `has_own_embed_tokens`, set by the base class while it loads the weights.
 
-Shape suffixes: T tokens, H hidden size, D query heads of this rank x head_dim, A aux states x hidden size.
+Shape suffixes: T tokens, H hidden size, W target vocabulary, V draft vocabulary.
 """
 
+import logging
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 from vllm.compilation.decorators import support_torch_compile
-from vllm.config import CacheConfig, VllmConfig, get_current_vllm_config
-from vllm.distributed import get_tensor_model_parallel_world_size
-from vllm.model_executor.layers.attention import Attention
+from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.linear import (
-    ColumnParallelLinear,
-    QKVParallelLinear,
-    ReplicatedLinear,
-    RowParallelLinear,
-)
+from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
-from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
-from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-from vllm.model_executor.models.llama import LlamaMLP
 from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
 from vllm.model_executor.models.llama_eagle3 import LlamaModel as PlainModel
 from vllm.model_executor.models.utils import AutoWeightsLoader, get_draft_quant_config, maybe_prefix
 
 from aerie.draft_models.contract import DraftConfig
+from aerie.draft_models.draft_kernels import PARTS, Part, ours, plain_weight
+from aerie.draft_models.vllm_layer import GatedDecoderLayer
+from aerie.kernels.draft_head.api import draft_tokens
+
+# A child of vLLM's logger, for that is the one vLLM gives a handler in its worker processes.
+logger = logging.getLogger("vllm.aerie.kernels")
 
 
 def _draft_config(vllm_config: VllmConfig) -> PreTrainedConfig:
@@ -44,128 +41,10 @@ def _draft_config(vllm_config: VllmConfig) -> PreTrainedConfig:
     return vllm_config.speculative_config.draft_model_config.hf_config
 
 
-class GatedAttention(nn.Module):
-    """Grouped-query attention over concat(embedding, hidden), its output gated before o_proj.
-
-    y = (GQA(x Wq, x Wk, x Wv) * sigmoid(x Wg)) Wo, one gate per channel or per query head; with Qwen3's attention,
-    queries and keys are normalised per head before they are rotated.
-    """
-
-    def __init__(
-        self,
-        config: DraftConfig,
-        hf_config: PreTrainedConfig,
-        cache_config: CacheConfig | None,
-        quant_config: QuantizationConfig | None,
-        prefix: str,
-    ) -> None:
-        super().__init__()
-        self.head_dim = config.head_dim
-        self.elementwise = config.gate == "elementwise"
-        input_size = 2 * config.hidden_size
-        self.qkv_proj = QKVParallelLinear(
-            input_size,
-            config.head_dim,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            bias=False,
-            quant_config=quant_config,
-            prefix=f"{prefix}.qkv_proj",
-        )
-        # Column parallel: each rank holds the gates of its own query heads, so gating needs no communication.
-        self.g_proj = ColumnParallelLinear(
-            input_size,
-            config.gate_size,
-            bias=False,
-            quant_config=quant_config,
-            prefix=f"{prefix}.g_proj",
-            return_bias=False,
-        )
-        self.o_proj = RowParallelLinear(
-            config.num_attention_heads * config.head_dim,
-            config.hidden_size,
-            bias=False,
-            quant_config=quant_config,
-            prefix=f"{prefix}.o_proj",
-            return_bias=False,
-        )
-        self.q_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
-        ranks = get_tensor_model_parallel_world_size()
-        self.num_heads = config.num_attention_heads // ranks
-        self.num_kv_heads = max(1, config.num_key_value_heads // ranks)
-        self.rotary_emb = get_rope(
-            config.head_dim,
-            # vLLM raises the draft's own limit to the target's context length.
-            max_position=hf_config.max_position_embeddings,
-            rope_parameters=hf_config.rope_parameters,
-            is_neox_style=True,
-        )
-        self.attn = Attention(
-            self.num_heads,
-            config.head_dim,
-            config.head_dim**-0.5,
-            num_kv_heads=self.num_kv_heads,
-            cache_config=cache_config,
-            quant_config=quant_config,
-            prefix=f"{prefix}.attn",
-        )
-
-    def forward(self, positions_T: torch.Tensor, x_T2H: torch.Tensor) -> torch.Tensor:
-        """[T, 2H] to [T, H]."""
-        qkv, _ = self.qkv_proj(x_T2H)
-        query_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        query_TD, key, value = qkv.split([query_size, kv_size, kv_size], dim=-1)
-        if self.q_norm is not None and self.k_norm is not None:
-            # Per head, so every rank of a tensor-parallel group normalises its own.
-            query_TD = self.q_norm(query_TD.unflatten(-1, (-1, self.head_dim))).flatten(-2)
-            key = self.k_norm(key.unflatten(-1, (-1, self.head_dim))).flatten(-2)
-        query_TD, key = self.rotary_emb(positions_T, query_TD, key)
-        output_TD = self.attn(query_TD, key, value)
-        gate = torch.sigmoid(self.g_proj(x_T2H))
-        if self.elementwise:
-            gated_TD = output_TD * gate
-        else:
-            gated_TD = (output_TD.unflatten(-1, (self.num_heads, self.head_dim)) * gate.unsqueeze(-1)).flatten(-2)
-        output_TH: torch.Tensor = self.o_proj(gated_TD)
-        return output_TH
-
-
-class GatedDecoderLayer(nn.Module):
-    """The head's one layer: normed embedding and normed hidden side by side, gated attention, MLP."""
-
-    def __init__(
-        self,
-        config: DraftConfig,
-        hf_config: PreTrainedConfig,
-        cache_config: CacheConfig | None,
-        quant_config: QuantizationConfig | None,
-        prefix: str,
-    ) -> None:
-        super().__init__()
-        self.norm_before_residual = config.norm_before_residual
-        self.self_attn = GatedAttention(config, hf_config, cache_config, quant_config, f"{prefix}.self_attn")
-        self.mlp = LlamaMLP(
-            config.hidden_size,
-            config.intermediate_size,
-            config.hidden_act,
-            quant_config=quant_config,
-            prefix=f"{prefix}.mlp",
-        )
-        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.hidden_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-
-    def forward(
-        self, positions_T: torch.Tensor, embeds_TH: torch.Tensor, hidden_TH: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The MLP's output and the residual it is still to be added to, both [T, H]."""
-        normed_TH = self.hidden_norm(hidden_TH)
-        residual_TH = normed_TH if self.norm_before_residual else hidden_TH
-        x_T2H = torch.cat([self.input_layernorm(embeds_TH), normed_TH], dim=-1)
-        attended_TH = self.self_attn(positions_T, x_T2H)
-        attended_TH, residual_TH = self.post_attention_layernorm(attended_TH, residual_TH)
-        return self.mlp(attended_TH), residual_TH
+def _served_by(part: Part) -> tuple[str, str]:
+    """Whose operator computes a part of a step, and why, for the log."""
+    by_us, why = ours(part)
+    return "our operator, where its weights are neither quantised nor sharded" if by_us else "vLLM's layers", why
 
 
 @support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": -1, "hidden_states": 0, "input_embeds": 0})
@@ -221,9 +100,14 @@ class GatedModel(nn.Module):
         input_embeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The state lm_head reads and the hidden state of the next draft step, both [T, H]."""
-        if input_embeds is None:
-            input_embeds = self.embed_input_ids(input_ids)
-        output_TH, residual_TH = self.layers[0](positions, input_embeds, hidden_states)
+        # Asked here, since the runner puts the target's table in place of ours after loading.
+        table_WH = plain_weight(self.embed_tokens) if self.layers[0].prologue_is_ours else None
+        if input_embeds is None and table_WH is not None:
+            output_TH, residual_TH = self.layers[0](positions, input_ids, table_WH, hidden_states)
+        else:
+            if input_embeds is None:
+                input_embeds = self.embed_input_ids(input_ids)
+            output_TH, residual_TH = self.layers[0](positions, None, input_embeds, hidden_states)
         normed_TH, next_TH = self.norm(output_TH, residual_TH)
         return normed_TH, normed_TH if self.norm_output else next_TH
 
@@ -257,6 +141,19 @@ class Eagle3GatedLlamaForCausalLM(Eagle3LlamaForCausalLM):
             offsets = torch.zeros(draft_vocab_size, dtype=torch.long)
             self.draft_id_to_target_id = nn.Parameter(offsets, requires_grad=False)
         self.use_parallel_drafting = False
+        self.head_is_ours = ours("head")[0]
+        for part in PARTS:
+            logger.info("%s: draft %s by %s (%s)", type(self).__name__, part, *_served_by(part))
+
+    def get_top_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The target's ids of the largest logits, [T]; asked for with `use_local_argmax_reduction`."""
+        weight_VH = plain_weight(self.lm_head) if self.head_is_ours else None
+        if weight_VH is None or weight_VH.dtype != hidden_states.dtype:
+            # The base class shows type checkers another base than it has.
+            tokens_T: torch.Tensor = super().get_top_tokens(hidden_states)  # type: ignore[misc]
+            return tokens_T
+        # Rows beyond the draft's vocabulary are vLLM's padding.
+        return draft_tokens(hidden_states, weight_VH[: self.config.draft_vocab_size], self.draft_id_to_target_id)
 
 
 class Eagle3GatedQwen3ForCausalLM(Eagle3GatedLlamaForCausalLM):

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators, one a folder: api, pack, reference, tuning. Knows torch and triton, nothing else of ours."""
+"""Operators, one a folder: api, reference, pack, tuning, kernel. Knows torch and triton, nothing else of ours."""

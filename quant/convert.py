@@ -15,6 +15,7 @@ import torch
 from aerie.quant.errors import QuantError
 from aerie.quant.formats.base import Format
 from aerie.quant.layerwise import CALIBRATION, LayerQuantiser, Texts
+from aerie.quant.memory import give_back
 from aerie.quant.methods.rtn import round_to_nearest
 from aerie.quant.parts import Parts
 from aerie.quant.quality import Quality, compare
@@ -90,8 +91,7 @@ class Conversion:
         if HELD_OUT not in texts:
             return None
         held_out, said = texts[HELD_OUT], tokens[HELD_OUT]
-        head_VH = None if head is None else head.dequantise()
-        return compare(skeleton, held_out.plain_DLH, held_out.quantised_DLH, said.ids_DL, said.scored_DL, head_VH)
+        return compare(skeleton, held_out.plain_DLH, held_out.quantised_DLH, said.ids_DL, said.scored_DL, head)
 
     def _without_text(self) -> None:
         parts = units(list(self.source.stored))
@@ -116,7 +116,7 @@ class Conversion:
                 name: Texts(states[f"{name}.plain"], states[f"{name}.quantised"], one.counts_DL)
                 for name, one in tokens.items()
             }
-        quantiser = LayerQuantiser(skeleton, self.recipe, self.scheme)
+        quantiser = LayerQuantiser(skeleton, self.recipe, self.scheme, self.format)
         self.progress.layer(first, len(skeleton) + 1, None)
         for index in range(first, len(skeleton)):
             error = self._layer(skeleton, quantiser, index, texts)
@@ -137,7 +137,7 @@ class Conversion:
             linear = name.removesuffix(".weight")
             if linear in self.selected:
                 within = linear.removeprefix(prefix)
-                part.add(linear, self.format.tensors(linear, result.weights[within]), result.accounts[within])
+                part.add(linear, result.stored[within], result.accounts[within])
             else:
                 changed = result.changed.get(name.removeprefix(prefix))
                 part.tensors[name] = stored(self.source.read([name])[name] if changed is None else changed)
@@ -176,6 +176,7 @@ class Conversion:
             raise QuantError(f"MODEL: {name} is not finite; the checkpoint is damaged or its training diverged")
         weight = round_to_nearest(tensor, self.scheme, self.recipe.clip, importance_K)
         part.add(linear, self.format.tensors(linear, weight), account(tensor, weight))
+        give_back()
         return weight
 
 

@@ -27,9 +27,14 @@ class Stored:
     shape: tuple[int, ...]
 
     @property
+    def count(self) -> int:
+        """Elements."""
+        return prod(self.shape)
+
+    @property
     def width(self) -> int:
         """Bytes of an element."""
-        return self.size // max(1, prod(self.shape))
+        return self.size // max(1, self.count)
 
 
 def read_header(path: Path) -> dict[str, Stored]:

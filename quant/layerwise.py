@@ -4,7 +4,7 @@
 Shape suffixes: D documents, L tokens, H hidden size, K inputs of a linear layer.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from aerie.quant.errors import QuantError
+from aerie.quant.formats.base import Format
 from aerie.quant.groups import groups, seen
+from aerie.quant.memory import give_back
 from aerie.quant.methods import autoround, awq
 from aerie.quant.methods.rtn import round_to_nearest
 from aerie.quant.recipe import QuantRecipe
@@ -50,8 +52,8 @@ class Texts:
 class LayerResult:
     """A layer in 4 bits."""
 
-    weights: dict[str, Int4Weight]
-    """By name of a linear layer within the layer."""
+    stored: dict[str, dict[str, Tensor]]
+    """What a checkpoint holds of each linear layer in 4 bits, by its name within the layer."""
     changed: dict[str, Tensor]
     """Other tensors that the method changed, by name within the layer: norms, routers, biases."""
     accounts: dict[str, dict[str, Any]]
@@ -66,8 +68,8 @@ class LayerResult:
 class LayerQuantiser:
     """Quantises layers, one after another."""
 
-    def __init__(self, skeleton: Skeleton, recipe: QuantRecipe, scheme: Scheme) -> None:
-        self._skeleton, self._recipe, self._scheme = skeleton, recipe, scheme
+    def __init__(self, skeleton: Skeleton, recipe: QuantRecipe, scheme: Scheme, stored_as: Format) -> None:
+        self._skeleton, self._recipe, self._scheme, self._format = skeleton, recipe, scheme, stored_as
 
     def quantise(
         self, index: int, selected: Collection[str], texts: Mapping[str, Texts], advance: Advance = lambda loss: None
@@ -79,58 +81,63 @@ class LayerQuantiser:
         """
         layer = self._skeleton.layer(index)
         self._check(index, layer)
-        before = {name: tensor.clone() for name, tensor in layer.state_dict().items() if name not in _weights(selected)}
         wanted = {name: self._skeleton.run(layer, text.plain_DLH) for name, text in texts.items()}
-        weights, counts, fallbacks = self._weights(index, layer, selected, texts.get(CALIBRATION), wanted, advance)
+        calibration = texts.get(CALIBRATION)
+        counts, squares = ([], {}) if calibration is None else self._look(layer, calibration)
+        starved = self._starved(counts, selected)
+        start = self._rounded(layer, selected, {name: one for name, one in squares.items() if name not in starved})
+        if calibration is not None and self._recipe.method == "autoround":
+            start = self._tuned(index, layer, dict(start), starved, calibration, wanted[CALIBRATION], advance)
         modules: dict[str, Any] = dict(layer.named_modules())
-        accounts = {name: account(modules[name].weight, weight) for name, weight in weights.items()}
-        for name, weight in weights.items():
-            modules[name].weight.copy_(weight.dequantise())
-            weights[name] = weight.cpu()
-        after = layer.state_dict()
-        changed = {name: after[name] for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+        accounts, stored = {}, {}
+        for name, weight in start:
+            accounts[name] = account(modules[name].weight, weight)
+            weight.dequantise_into(modules[name].weight)
+            # At once, so that no integers but one linear layer's are in memory unpacked.
+            stored[name] = self._format.tensors(self._skeleton.prefix(index) + name, weight.cpu())
+            give_back()
+        changed = self._changed(index, layer, selected)
         for tensor in changed.values():
             # As they will be stored; what follows then sees the checkpoint's own arithmetic.
             tensor.copy_(tensor.bfloat16())
         for name, text in texts.items():
             text.plain_DLH, text.quantised_DLH = wanted[name], self._skeleton.run(layer, text.quantised_DLH)
         errors = {name: relative_error(text) for name, text in texts.items()}
-        moved = {name: tensor.cpu() for name, tensor in changed.items()}
-        return LayerResult(weights, moved, accounts, errors, counts, fallbacks)
+        # Copies: the layer's tensors are parts of one block, which any of them would hold.
+        moved = {name: tensor.cpu().clone() for name, tensor in changed.items()}
+        return LayerResult(stored, moved, accounts, errors, counts, sorted(starved))
 
-    def _weights(
-        self,
-        index: int,
-        layer: nn.Module,
-        selected: Collection[str],
-        calibration: Texts | None,
-        wanted: Mapping[str, Tensor],
-        advance: Advance,
-    ) -> tuple[dict[str, Int4Weight], list[int], list[str]]:
-        """Weights in 4 bits, tokens of each expert, and names of linear layers that fell back."""
+    def _look(self, layer: nn.Module, calibration: Texts) -> tuple[list[int], dict[str, Tensor]]:
+        """Tokens of each expert, and the mean square of each linear layer's inputs, by name."""
+        read = seen(self._skeleton, layer, calibration.quantised_DLH, calibration.counts_DL)
         counts: list[int] = []
-        squares: dict[str, Tensor] = {}
-        if calibration is not None:
-            read = seen(self._skeleton, layer, calibration.quantised_DLH, calibration.counts_DL)
-            if isinstance(layer.mlp, Experts):
-                counts = layer.mlp.counts(read["mlp"].to(self._skeleton.device)).tolist()
-            squares = self._scale(layer, read)
-        starved = self._starved(counts, selected)
+        if isinstance(layer.mlp, Experts):
+            counts = layer.mlp.counts(read["mlp"].to(self._skeleton.device)).tolist()
+        return counts, self._scale(layer, read)
+
+    def _rounded(
+        self, layer: nn.Module, selected: Collection[str], squares: Mapping[str, Tensor]
+    ) -> Iterable[tuple[str, Int4Weight]]:
+        """The selected weights rounded to nearest, each when it is asked for."""
         modules: dict[str, Any] = dict(layer.named_modules())
-        weights = {
-            name: round_to_nearest(
-                modules[name].weight, self._scheme, self._recipe.clip, None if name in starved else squares.get(name)
-            )
-            for name in sorted(selected)
+        for name in sorted(selected):
+            yield name, round_to_nearest(modules[name].weight, self._scheme, self._recipe.clip, squares.get(name))
+
+    def _changed(self, index: int, layer: nn.Module, selected: Collection[str]) -> dict[str, Tensor]:
+        """Tensors other than the selected layers' weights that are not what the checkpoint holds, by name."""
+        if self._recipe.method == "rtn":
+            return {}
+        rest = {name: tensor for name, tensor in layer.state_dict().items() if name not in _weights(selected)}
+        return {
+            name: tensor
+            for name, tensor in rest.items()
+            if not torch.equal(tensor, self._skeleton.load(self._skeleton.prefix(index) + name))
         }
-        if calibration is not None and self._recipe.method == "autoround":
-            tuned = {name: weight for name, weight in weights.items() if name not in starved}
-            weights |= self._tune(index, layer, tuned, calibration, wanted[CALIBRATION], advance)
-        return weights, counts, sorted(starved)
 
     def _check(self, index: int, layer: nn.Module) -> None:
         for name, tensor in layer.state_dict().items():
-            if not torch.isfinite(tensor).all():
+            # Both ends, as isfinite makes three copies; not-a-numbers are both.
+            if not torch.stack(tensor.aminmax()).isfinite().all():
                 whole = self._skeleton.prefix(index) + name
                 raise QuantError(f"MODEL: {whole} is not finite; the checkpoint is damaged or its training diverged")
 
@@ -161,15 +168,17 @@ class LayerQuantiser:
         few = [index for index, count in enumerate(counts) if count < self._recipe.min_expert_tokens]
         return {name for name in selected if any(name.startswith(f"mlp.experts.{index}.") for index in few)}
 
-    def _tune(
+    def _tuned(
         self,
         index: int,
         layer: nn.Module,
         start: dict[str, Int4Weight],
+        starved: Collection[str],
         texts: Texts,
         wanted_DLH: Tensor,
         advance: Advance,
-    ) -> dict[str, Int4Weight]:
+    ) -> Iterable[tuple[str, Int4Weight]]:
+        """All weights, those that are not starved tuned by AutoRound."""
         device, recipe = self._skeleton.device, self._recipe
 
         def sample(chosen_D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,7 +190,9 @@ class LayerQuantiser:
 
         settings = autoround.Tuning(recipe.iterations, recipe.batch_documents, seed=index)
         positions = self._skeleton.positions(texts.plain_DLH.shape[1])
-        return autoround.tune(layer, start, self._scheme, sample, positions, len(texts), settings, advance)
+        fed = {name: weight for name, weight in start.items() if name not in starved}
+        tuned = autoround.tune(layer, fed, self._scheme, sample, positions, len(texts), settings, advance)
+        return (start | tuned).items()
 
 
 def relative_error(texts: Texts) -> float:

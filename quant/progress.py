@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The live bar of `aerie quantize`: layers done, error of the last one, peak memory, time left."""
 
-import resource
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from aerie.quant.memory import peak_bytes
 
 
 class Bar:
@@ -43,8 +44,3 @@ class Bar:
         if self._task is not None and self._iterations:
             # A layer's tuning is nearly all of its time.
             self._bar.update(self._task, completed=self._done + 0.95 * self._tuned / self._iterations)
-
-
-def peak_bytes() -> int:
-    """Most memory this process has had resident."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

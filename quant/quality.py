@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What quantising cost in quality, on held-out text: both models' predictions of every answer token, side by side.
 
-Shape suffixes: D documents, L tokens, H hidden size, V vocabulary, P predictions.
+Shape suffixes: D documents, L tokens, H hidden size, V vocabulary, P predictions, R rows of V.
 """
 
 import math
@@ -11,9 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from aerie.quant.skeleton import Skeleton
+from aerie.quant.weight import Int4Weight
 
-CHUNK = 512
-"""Predictions compared at a time: their logits over the vocabulary are in memory twice."""
+CHUNK = 128
+"""Predictions compared at a time: their logits over the vocabulary are in memory several times."""
+ROWS = 4096
+"""Of an output matrix that are in float32 at a time: as a whole it may be larger than several layers."""
 
 
 class Quality(BaseModel):
@@ -39,19 +42,18 @@ def compare(
     quantised_DLH: Tensor,
     ids_DL: Tensor,
     scored_DL: Tensor,
-    head_VH: Tensor | None = None,
+    head: Int4Weight | None = None,
 ) -> Quality:
-    """Compare from the states after the last layer; `head_VH` is the quantised output matrix, if there is one."""
+    """Compare from the states after the last layer; `head` is the quantised output matrix, if there is one."""
     own_VH = skeleton.head()
-    head_VH = own_VH if head_VH is None else head_VH
     next_P = ids_DL[:, 1:][scored_DL[:, :-1]]
     plain_PH, quantised_PH = plain_DLH[scored_DL], quantised_DLH[scored_DL]
     losses = torch.zeros(2, dtype=torch.float64)
     kl = agreed = 0.0
     for first in range(0, len(next_P), CHUNK):
         part = slice(first, first + CHUNK)
-        p_PV = (skeleton.normed(plain_PH[part]) @ own_VH.T).log_softmax(-1)
-        q_PV = (skeleton.normed(quantised_PH[part]) @ head_VH.T).log_softmax(-1)
+        p_PV = _logits(skeleton.normed(plain_PH[part]), own_VH).log_softmax(-1)
+        q_PV = _logits(skeleton.normed(quantised_PH[part]), own_VH if head is None else head).log_softmax(-1)
         wanted_P1 = next_P[part, None]
         losses -= torch.stack([p_PV.gather(1, wanted_P1).sum(), q_PV.gather(1, wanted_P1).sum()]).double()
         kl += float((p_PV.exp() * (p_PV - q_PV)).sum())
@@ -61,3 +63,10 @@ def compare(
     return Quality(
         tokens=count, perplexity_before=before, perplexity_after=after, kl=kl / count, top1_agreement=agreed / count
     )
+
+
+def _logits(states_PH: Tensor, head: Tensor | Int4Weight) -> Tensor:
+    """[P, V]."""
+    if isinstance(head, Tensor):
+        return torch.cat([states_PH @ rows_RH.float().T for rows_RH in head.split(ROWS)], -1)
+    return torch.cat([states_PH @ part.dequantise().T for part in head.split(ROWS)], -1)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from aerie.quant.quality import Quality
 from aerie.quant.recipe import QuantRecipe
-from aerie.quant.weight import Int4Weight
+from aerie.quant.weight import Int4Weight, chunk_rows
 
 
 class LayerReport(BaseModel):
@@ -80,12 +80,18 @@ class QuantReport(BaseModel):
 
 def account(original_NK: torch.Tensor, weight: Int4Weight) -> dict[str, Any]:
     """What is remembered of a linear layer until the report is written, as JSON."""
-    difference = weight.dequantise() - original_NK.float()
+    squared_error = squared_norm = largest = 0.0
+    rows = chunk_rows(original_NK)
+    for chunk_NK, part in zip(original_NK.split(rows), weight.split(rows), strict=True):
+        difference_NK = part.dequantise() - chunk_NK.float()
+        squared_error += float(difference_NK.square().sum())
+        squared_norm += float(chunk_NK.float().square().sum())
+        largest = max(largest, float(difference_NK.abs().max()))
     return {
         "shape": list(original_NK.shape),
-        "squared_error": float(difference.square().sum()),
-        "squared_norm": float(original_NK.float().square().sum()),
-        "largest_error": float(difference.abs().max()),
+        "squared_error": squared_error,
+        "squared_norm": squared_norm,
+        "largest_error": largest,
         "scales": weight.scale_NG.numel(),
     }
 

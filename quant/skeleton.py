@@ -7,7 +7,7 @@ checkpoints use, as every one is quantised by itself.
 Shape suffixes: D documents, L tokens, H hidden size, E experts, T tokens of several documents.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -103,8 +103,12 @@ class Skeleton:
         """Of a layer's tensors."""
         return f"model.layers.{index}."
 
-    def layer(self, index: int, replaced: Mapping[str, Tensor] | None = None) -> nn.Module:
-        """Decoder layer `index` in float32, ready to run; `replaced` overrides tensors, by full name."""
+    def load(self, name: str) -> Tensor:
+        """A tensor of the checkpoint in float32, by its full name."""
+        return self._source.load(name).to(self.device, torch.float32)
+
+    def layer(self, index: int) -> nn.Module:
+        """Decoder layer `index` in float32, ready to run."""
         prefix = self.prefix(index)
         names = [name for name in self._where if name.startswith(prefix)]
         with torch.device("meta"):
@@ -113,14 +117,14 @@ class Skeleton:
             if hasattr(layer.mlp, "experts"):
                 moe: Any = layer.mlp
                 layer.mlp = Experts(moe)
-        tensors = {name: (replaced or {}).get(name) for name in names}
-        missing = [name for name, tensor in tensors.items() if tensor is None]
-        tensors.update(self._source.read(missing))
-        state = {
-            name.removeprefix(prefix): tensor.to(self.device, torch.float32)
-            for name, tensor in tensors.items()
-            if tensor is not None
-        }
+        # One after another, as the layer's 16 bits need not be in memory beside its 32; and into one block, which goes
+        # back to the system when it is freed, whereas smaller ones leave holes.
+        block = torch.empty(sum(self._source.stored[name].count for name in names), device=self.device)
+        state: dict[str, Tensor] = {}
+        for name in names:
+            stored = self._source.stored[name]
+            part, block = block[: stored.count], block[stored.count :]
+            state[name.removeprefix(prefix)] = part.view(stored.shape).copy_(self._source.load(name))
         try:
             layer.load_state_dict(state, strict=True, assign=True)
         except RuntimeError as error:
@@ -157,9 +161,9 @@ class Skeleton:
         return nn.functional.rms_norm(states_TH, states_TH.shape[-1:], weight.float(), norm.variance_epsilon)
 
     def head(self) -> Tensor:
-        """The output matrix, float32 [V, H]."""
+        """The output matrix [V, H] as it is stored, in its mapped file."""
         name = "lm_head.weight" if "lm_head.weight" in self._where else "model.embed_tokens.weight"
-        return self._source.read([name])[name].float()
+        return self._source.read([name])[name]
 
 
 def batches(states_DLH: Tensor) -> Iterator[slice]:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 
 from aerie.artefacts import sha256_file, write_json
@@ -20,6 +21,8 @@ from aerie.quant.header import Stored, read_header
 
 REPORT_NAME = "quant_report.json"
 WEIGHTS_NAME = "model.safetensors"
+TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+"""What weights may be of, as safetensors names it."""
 INDEX_NAME = "model.safetensors.index.json"
 MAPS = ("d2t", "t2d")
 """Tensors of a draft that are no weights: its vocabulary."""
@@ -94,8 +97,20 @@ class Checkpoint:
         """Shape of every tensor."""
         return {name: tensor.shape for name, tensor in self.stored.items()}
 
+    def load(self, name: str) -> torch.Tensor:
+        """A weight in memory of its own, whereas what `read` has looked at stays there until its file is let go.
+
+        Raises:
+            NotACheckpointError: the file was cut short.
+        """
+        stored = self.stored[name]
+        data = numpy.fromfile(stored.path, numpy.uint8, stored.size, offset=stored.start)
+        if data.nbytes != stored.size:
+            raise NotACheckpointError(f"{stored.path}: was cut short while it was read; fetch it again")
+        return torch.from_numpy(data).view(TYPES[stored.kind]).reshape(stored.shape)
+
     def read(self, names: Collection[str]) -> dict[str, torch.Tensor]:
-        """Some tensors, by name."""
+        """Some tensors, by name, out of their mapped files."""
         from safetensors import safe_open
 
         found: dict[str, torch.Tensor] = {}
@@ -111,7 +126,7 @@ class Checkpoint:
     def check_types(self) -> None:
         """Raises NotACheckpointError, naming the tensor, where weights are no 16- or 32-bit floating-point numbers."""
         for name, tensor in self.stored.items():
-            if tensor.kind not in ("BF16", "F16", "F32") and name not in MAPS:
+            if tensor.kind not in TYPES and name not in MAPS:
                 raise NotACheckpointError(
                     f"MODEL: {name} is of type {tensor.kind}; give a checkpoint whose weights are BF16, F16 or F32"
                 )

@@ -4,6 +4,7 @@
 Shape suffixes: N outputs, K inputs, G groups of S inputs (K = G * S).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,16 @@ LEVELS = 15
 """Steps between the least and the greatest of 16 levels."""
 MIDDLE = 8
 """The level that stands for zero in a symmetric weight."""
+CHUNK_WEIGHTS = 2**18
+"""Weights that a processor computes on at a time: their float32 copies stay in its cache."""
+GPU_CHUNK_WEIGHTS = 2**24
+"""The same of other devices, which want fewer and larger operations."""
+
+
+def chunk_rows(weight_NK: torch.Tensor) -> int:
+    """How many rows of a weight to compute on at a time, so that temporaries are small beside a layer."""
+    weights = CHUNK_WEIGHTS if weight_NK.device.type == "cpu" else GPU_CHUNK_WEIGHTS
+    return max(1, weights // weight_NK.shape[1])
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,19 @@ class Int4Weight:
         zero = float(MIDDLE) if self.zero_NG is None else self.zero_NG.float().unsqueeze(-1)
         centred_NGS = self.q_NK.float().reshape(n, groups, k // groups) - zero
         return (centred_NGS * self.scale_NG.float().unsqueeze(-1)).reshape(n, k)
+
+    def split(self, rows: int) -> Iterator["Int4Weight"]:
+        """Parts of so many rows, as `torch.split`."""
+        for first in range(0, len(self.q_NK), rows):
+            part = slice(first, first + rows)
+            zero_NG = None if self.zero_NG is None else self.zero_NG[part]
+            yield Int4Weight(self.q_NK[part], self.scale_NG[part], zero_NG)
+
+    def dequantise_into(self, weight_NK: torch.Tensor) -> None:
+        """Write what `dequantise` gives over a weight, without making it as a whole."""
+        rows = chunk_rows(weight_NK)
+        for target_NK, part in zip(weight_NK.split(rows), self.split(rows), strict=True):
+            target_NK.copy_(part.dequantise())
 
     def cpu(self) -> "Int4Weight":
         """The same in the main memory."""

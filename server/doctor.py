@@ -12,6 +12,7 @@ from typing import Literal
 
 import aerie
 from aerie.artefacts import sha256_file
+from aerie.draft_models.draft_kernels import PARTS, ours
 from aerie.quant.errors import QuantError
 from aerie.server.plan import Device, demo_home, device
 
@@ -135,11 +136,14 @@ def plugin() -> Iterator[Finding]:
 
 
 def kernels() -> Iterator[Finding]:
-    """What serves INT4 layers, which model runner, and what is off on this device."""
+    """What serves INT4 layers and the draft's step, which model runner, and what is off on this device."""
     from aerie.quant.vllm_linear import serving_experts, serving_kernel
 
     for topic, (name, why) in (("int4 kernel", serving_kernel()), ("int4 experts", serving_experts())):
         yield Finding(topic, "ok", f"{name}: {why}")
+    for part in PARTS:
+        by_us, why = ours(part)
+        yield Finding(f"draft {part}", "ok", f"{'our operator' if by_us else 'vLLM and torch'}: {why}")
     where: Device = device()
     yield Finding("runner", "ok", "vLLM's model runner V1" if where == "cpu" else "vLLM's model runner V2")
     if where == "cpu":

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from starlette.types import ASGIApp
 
+from aerie.draft_models.contract import GATED_ARCHITECTURES
+from aerie.draft_models.draft_kernels import CHOICE_VARIABLE, DraftKernelsError, ours
 from aerie.server.checks import is_eagle3
 from aerie.server.errors import BadOption
 from aerie.server.plan import Plan
@@ -123,14 +125,14 @@ def parse_arguments(plan: Plan) -> Namespace:
         raise BadOption("--engine-options", message, "`vllm serve --help=all` lists the names and values")
 
     parser.error = refuse
-    ours = engine_flags(plan)
+    own = engine_flags(plan)
     theirs: list[str] = []
     for name, value in plan.settings.engine_options.items():
         flag = "--" + name.replace("_", "-").lstrip("-")
-        if flag in ours:
+        if flag in own:
             raise BadOption("--engine-options", f"{name} is set by an option of aerie serve", "use that option")
         theirs += _as_argument(flag, value)
-    known = [argument for flag, value in ours.items() for argument in _as_argument(flag, value)]
+    known = [argument for flag, value in own.items() for argument in _as_argument(flag, value)]
     arguments: Namespace = parser.parse_args([*known, *theirs])
     try:
         module.validate_parsed_serve_args(arguments)
@@ -168,7 +170,19 @@ def speculative_config(plan: Plan) -> dict[str, Any] | None:
     if plan.draft is None or plan.draft_config is None:
         return None
     config: dict[str, Any] = {"model": str(plan.draft), "num_speculative_tokens": plan.settings.draft_tokens}
+    if _chooses_tokens(plan.draft_config):
+        config["use_local_argmax_reduction"] = True
     return {"method": "eagle3", **config} if is_eagle3(plan.draft_config) else config
+
+
+def _chooses_tokens(draft_config: dict[str, Any]) -> bool:
+    """Whether vLLM must ask the draft for tokens: it asks for logits otherwise, and our operator is never reached."""
+    if not set(draft_config.get("architectures") or []) & set(GATED_ARCHITECTURES):
+        return False
+    try:
+        return ours("head")[0]
+    except DraftKernelsError as error:
+        raise BadOption(CHOICE_VARIABLE, "the value is not accepted", "choose auto, aerie or torch") from error
 
 
 def check_reasoning_parser(plan: Plan) -> None:

@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from aerie.draft_models.draft_kernels import CHOICE_VARIABLE
 from aerie.server.errors import BadOption
 from aerie.server.settings import ENV_PREFIX, ServeSettings, choices, fields, flag, is_boolean, variable
 
@@ -47,7 +48,7 @@ def misspelt(environ: Mapping[str, str]) -> list[str]:
     remarks = []
     for name in sorted(environ):
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-        if name.startswith(ENV_PREFIX) and name not in known and close:
+        if name.startswith(ENV_PREFIX) and name not in (*known, CHOICE_VARIABLE) and close:
             remarks.append(f"{name} is no option; did you mean {close[0]}?")
     return remarks
 

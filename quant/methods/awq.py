@@ -15,12 +15,13 @@ Shape suffixes: N outputs, K inputs, T tokens, A values of alpha.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 
 from aerie.quant.methods.rtn import Clip, round_to_nearest
-from aerie.quant.weight import Scheme
+from aerie.quant.weight import Scheme, chunk_rows
 
 GRID = 20
 """Values of alpha: 0, 1/20, ... 19/20; 0 is rounding without scales."""
@@ -83,12 +84,10 @@ def scale(group: Group, scheme: Scheme, clip: Clip) -> Tensor:
     errors_A = torch.zeros(GRID, dtype=torch.float64)
     for index, linears in enumerate(group.linears):
         gram_KK = group.inputs(index).gram()
-        weight_NK = torch.cat([linear.weight for linear in linears])
-        for step, s_K in enumerate(candidates):
-            restored_NK = round_to_nearest(
-                weight_NK * s_K, scheme, clip, gram_KK.diagonal() / s_K.square()
-            ).dequantise() / s_K  # fmt: skip
-            errors_A[step] += output_error(weight_NK, restored_NK, gram_KK)
+        chunks = (chunk for linear in linears for chunk in linear.weight.split(chunk_rows(linear.weight)))
+        for weight_NK, (step, s_K) in product(chunks, enumerate(candidates)):
+            rounded = round_to_nearest(weight_NK * s_K, scheme, clip, gram_KK.diagonal() / s_K.square())
+            errors_A[step] += output_error(weight_NK, rounded.dequantise() / s_K, gram_KK)
     s_K = candidates[int(errors_A.argmin())]
     with torch.no_grad():
         group.fold(s_K)

@@ -8,14 +8,12 @@ from typing import Literal
 
 import torch
 
-from aerie.quant.weight import LEVELS, MIDDLE, Int4Weight, Scheme
+from aerie.quant.weight import LEVELS, MIDDLE, Int4Weight, Scheme, chunk_rows
 
 Clip = Literal["absmax", "mse"]
 # Shrinking a group's range trades clipped outliers for finer steps; below half its magnitude the clipping always
 # dominates for the weight distributions of trained models.
 MSE_SHRINK_FACTORS = tuple(1.0 - step / 40 for step in range(21))
-# Weights quantised at a time: bounds the float32 copies that the search makes of a large lm_head.
-CHUNK_WEIGHTS = 2**24
 
 
 def round_to_nearest(
@@ -35,9 +33,14 @@ def round_to_nearest(
             the shrunken ranges for the one of least squared error.
         importance_K: weight of each input's squared error in that search, such as its mean squared activation.
     """
-    rows = max(1, CHUNK_WEIGHTS // weight_NK.shape[1])
-    parts = [_quantise(chunk_NK, scheme, clip, importance_K) for chunk_NK in weight_NK.split(rows)]
-    q_NK, scale_NG, zero_NG = (torch.cat(column) for column in zip(*parts, strict=True))
+    n, k = weight_NK.shape
+    q_NK = torch.empty(n, k, dtype=torch.uint8, device=weight_NK.device)
+    scale_NG = torch.empty(n, scheme.groups(k), dtype=scheme.scale_dtype, device=weight_NK.device)
+    zero_NG = torch.empty_like(scale_NG, dtype=torch.uint8)
+    rows = chunk_rows(weight_NK)
+    for first in range(0, n, rows):
+        chunk = slice(first, first + rows)
+        q_NK[chunk], scale_NG[chunk], zero_NG[chunk] = _quantise(weight_NK[chunk], scheme, clip, importance_K)
     return Int4Weight(q_NK, scale_NG, None if scheme.symmetric else zero_NG)
 
 

@@ -79,7 +79,9 @@ def test_a_skeleton_computes_what_transformers_does(save_model: SaveModel, moe: 
         states = skeleton.run(skeleton.layer(index), states)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
-        torch.testing.assert_close(skeleton.normed(states) @ skeleton.head().T, model(ids).logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            skeleton.normed(states) @ skeleton.head().float().T, model(ids).logits, rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -6,9 +6,8 @@ from typing import Literal
 import pytest
 import torch
 
-from aerie.quant.methods import rtn
 from aerie.quant.methods.rtn import MSE_SHRINK_FACTORS, round_to_nearest
-from aerie.quant.weight import Scheme
+from aerie.quant.weight import CHUNK_WEIGHTS, Scheme, chunk_rows
 
 GROUP = 32
 N, K = 24, 128
@@ -112,9 +111,10 @@ def test_importance_moves_the_error_to_where_it_weighs_less(symmetric: bool) -> 
     assert torch.equal(even.dequantise(), plain)
 
 
-def test_large_weights_are_quantised_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = round_to_nearest(normal(), Scheme(GROUP, symmetric=False), "mse")
-    monkeypatch.setattr(rtn, "CHUNK_WEIGHTS", 5 * K)
-    parts = round_to_nearest(normal(), Scheme(GROUP, symmetric=False), "mse")
-    assert torch.equal(parts.q_NK, whole.q_NK)
-    assert torch.equal(parts.dequantise(), whole.dequantise())
+def test_large_weights_are_quantised_in_parts() -> None:
+    w, scheme = normal(), Scheme(GROUP, symmetric=False)
+    times = 2 * CHUNK_WEIGHTS // (N * K) + 1
+    whole, parts = round_to_nearest(w, scheme, "mse"), round_to_nearest(w.repeat(times, 1), scheme, "mse")
+    assert (w.shape[0] * times) % chunk_rows(w)  # the last part is a smaller one
+    assert torch.equal(parts.q_NK, whole.q_NK.repeat(times, 1))
+    assert torch.equal(parts.dequantise(), whole.dequantise().repeat(times, 1))

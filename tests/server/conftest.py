@@ -27,7 +27,7 @@ MakeCheckpoint = Callable[..., Path]
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     from aerie.server.settings import fields, variable
 
-    for name in [*map(variable, fields()), "AERIE_CONFIG", "AERIE_HOME"]:
+    for name in [*map(variable, fields()), "AERIE_CONFIG", "AERIE_HOME", "AERIE_DRAFT_KERNELS"]:
         monkeypatch.delenv(name, raising=False)
 
 

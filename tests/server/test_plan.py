@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from aerie.draft_models.contract import GATED_ARCHITECTURES, PLAIN_ARCHITECTURES
 from aerie.server import plan
 from aerie.server.engine import engine_flags, speculative_config
+from aerie.server.errors import BadOption
 from aerie.server.plan import make_plan
 from aerie.server.settings import ServeSettings
 
@@ -35,6 +37,21 @@ def test_the_demo_is_served_without_options(
     assert (made.model, made.draft, made.served_model_name) == (main, draft, "clinic-demo")
     assert made.reasoning_parser == "qwen3"
     assert speculative_config(made) == {"method": "eagle3", "model": str(draft), "num_speculative_tokens": 4}
+
+
+def test_our_operator_for_lm_head_is_reached_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, make_checkpoint: MakeCheckpoint
+) -> None:
+    model = str(make_checkpoint("m"))
+    gated = make_plan(settings(model=model, draft=str(make_checkpoint("g", architectures=GATED_ARCHITECTURES[:1]))))
+    plain = make_plan(settings(model=model, draft=str(make_checkpoint("p", architectures=PLAIN_ARCHITECTURES[:1]))))
+    for choice, asked in (("auto", False), ("torch", False), ("aerie", True)):
+        monkeypatch.setenv("AERIE_DRAFT_KERNELS", choice)
+        assert ("use_local_argmax_reduction" in (speculative_config(gated) or {})) is asked
+        assert "use_local_argmax_reduction" not in (speculative_config(plain) or {})
+    monkeypatch.setenv("AERIE_DRAFT_KERNELS", "fast")
+    with pytest.raises(BadOption, match=r"AERIE_DRAFT_KERNELS: .* choose auto, aerie or torch"):
+        speculative_config(gated)
 
 
 def test_a_model_is_served_under_its_folders_name_without_draft(make_checkpoint: MakeCheckpoint) -> None:

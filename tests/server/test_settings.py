@@ -94,6 +94,7 @@ def test_a_bad_value_is_refused_with_the_name_of_its_source_and_the_fix(name: st
 def test_a_misspelt_variable_is_remarked_on() -> None:
     environ = {"AERIE_DRAFT_TOKEN": "3", "AERIE_SERVICE_HOST": "10.0.0.1", "AERIE_DRAFT": "none", "HOME": "/"}
     assert misspelt(environ) == ["AERIE_DRAFT_TOKEN is no option; did you mean AERIE_DRAFT_TOKENS?"]
+    assert misspelt({"AERIE_DRAFT_KERNELS": "aerie", "AERIE_CPU_INT4": "aerie"}) == []
 
 
 def test_a_missing_file_is_refused() -> None:
