@@ -24,6 +24,10 @@ STEP = tl.constexpr(256)
 TILE = tl.constexpr(128)
 """Inputs of a tile of words, 16 of them for each row."""
 WORDS = tl.constexpr(16)
+# Pairs of 16-bit numbers whose last four bits are free: 128 and 1024, the same negative, and these with 8 for z.
+BIAS_BFLOAT16, BIAS_FLOAT16 = tl.constexpr(0x43004300), tl.constexpr(0x64006400)
+MINUS_BFLOAT16, MINUS_FLOAT16 = tl.constexpr(0xC300C300 - 2**32), tl.constexpr(0xE400E400 - 2**32)
+MINUS_8_BFLOAT16, MINUS_8_FLOAT16 = tl.constexpr(0xC308C308 - 2**32), tl.constexpr(0xE408E408 - 2**32)
 
 
 @triton.jit
@@ -42,9 +46,9 @@ def minus_zero(
 ) -> tl.tensor:
     """What makes q - z of a biased q when added, in both halves of a word [N, 1]. Field j holds z, else it is 8."""
     if zeros_N is None:
-        words_N1 = tl.full((rows, 1), -0x3CF73CF8 if dtype == tl.bfloat16 else -0x1BF71BF8, tl.int32)
+        words_N1 = tl.full((rows, 1), MINUS_8_BFLOAT16 if dtype == tl.bfloat16 else MINUS_8_FLOAT16, tl.int32)
     else:
-        words_N1 = biased(zeros_N[:, None], mask_11, j, -0x3CFF3D00 if dtype == tl.bfloat16 else -0x1BFF1C00)
+        words_N1 = biased(zeros_N[:, None], mask_11, j, MINUS_BFLOAT16 if dtype == tl.bfloat16 else MINUS_FLOAT16)
     return words_N1
 
 
@@ -68,7 +72,7 @@ def field(
     The addition is PTX, for LLVM makes one instruction of a pair of bfloat16 only where a constant is added, and on
     sm_80 never. The other branch is the interpreter's: there any dtype but bfloat16 will do.
     """
-    pairs_NW = biased(words_NW, mask_11, j, 0x43004300 if dtype == tl.bfloat16 else 0x64006400)
+    pairs_NW = biased(words_NW, mask_11, j, BIAS_BFLOAT16 if dtype == tl.bfloat16 else BIAS_FLOAT16)
     if ptx:
         # 0x3f80 is 1 in bfloat16, of which sm_80 has no addition.
         pairs_NW = tl.inline_asm_elementwise(

@@ -16,6 +16,7 @@ from aerie.artefacts import REPOSITORY
 from aerie.benchmarks.kernels.int4_gemm import NAIVE_WEIGHTS, Case, build_naive
 from aerie.benchmarks.kernels.static import NAIVE, counted
 from aerie.benchmarks.results_file import ResultFile
+from aerie.kernels import int4_inner
 from aerie.kernels.aot import Code
 
 COUNTED = {"3.8.0": "kernels-static-cuda.json", "3.9.0": "kernels-static.json"}
@@ -78,6 +79,23 @@ def test_more_rows_on_hopper(built: Build, case: Case) -> None:
 @pytest.mark.parametrize("case", OTHER_GPUS, ids=lambda case: case.name)
 def test_other_gpus(built: Build, case: Case) -> None:
     assert faults(built(case), case.weights) == set()
+
+
+@pytest.mark.parametrize("name", ["BFLOAT16", "FLOAT16"])
+def test_biases_make_integers_of_bits(name: str) -> None:
+    """All of q - z, as the PTX adds them. The interpreter, which has no bfloat16, cannot tell."""
+    dtype = getattr(torch, name.lower())
+
+    def number(bits: int) -> torch.Tensor:
+        pair = torch.tensor([bits], dtype=torch.int32).view(dtype)
+        assert pair[0] == pair[1]
+        return pair[0]
+
+    bias, minus = (getattr(int4_inner, f"{what}_{name}").value for what in ("BIAS", "MINUS"))
+    for q in range(16):
+        for z in range(16):
+            assert number(bias | q << 16 | q) + number(minus | z << 16 | z) == q - z
+    assert getattr(int4_inner, f"MINUS_8_{name}").value == minus | 8 << 16 | 8
 
 
 def test_the_weight_comes_from_registers(built: Build) -> None:
