@@ -20,6 +20,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from aerie.kernels.route import FUSION
+
 THREADS_PER_WARP = 32
 # "        /*0a30*/              @!P0 BRA 0x11a0 ;": address and instruction, its predicate aside.
 INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?(.*?)\s*;")
@@ -108,8 +110,7 @@ def build(
         constexprs={name: value for name, value in arguments.items() if name not in typed},
         attrs={(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    # Left to itself Triton 3.9 warns that its next version will not contract additions.
-    chosen = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True, **(options or {})}
+    chosen = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": FUSION, **(options or {})}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, THREADS_PER_WARP), options=chosen)
     return read(compiled.asm["cubin"], architecture, warps, compiled.metadata.shared)
 

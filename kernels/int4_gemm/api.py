@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operator `aerie::int4_gemm`: on a GPU the Triton kernel, on a CPU plain PyTorch with sums in float32.
 
-With TRITON_INTERPRET=1 CPU tensors go through the kernel too, in Triton's interpreter: for tests, and not in bfloat16,
-of which that interpreter makes nonsense without a word. Triton is imported when the kernel is first called for.
+With TRITON_INTERPRET=1 CPU tensors go through the kernel too, in Triton's interpreter, for tests. Triton is imported
+when the kernel is first called for.
 
 Shape suffixes: M rows, N outputs, K inputs; T, W, R as in pack.py.
 """
 
-import os
 from contextlib import nullcontext
 from functools import cache
 
@@ -17,18 +16,9 @@ from torch.nn.functional import pad
 from aerie.kernels.int4_gemm import UnsupportedError, reference
 from aerie.kernels.int4_gemm.pack import STEP, TILE, PackedWeight, steps, unpack
 from aerie.kernels.int4_gemm.tuning import BUCKETS, DEFAULT, Cut, Table, cut, table, table_names
+from aerie.kernels.route import FUSION, route
 
 DTYPES = (torch.bfloat16, torch.float16)
-INTERPRETER_DTYPES = (torch.float16, torch.float32)
-
-
-def interpreted() -> bool:
-    """Whether Triton's kernels run in its interpreter."""
-    if "TRITON_INTERPRET" not in os.environ:
-        return False
-    from triton import knobs
-
-    return bool(knobs.runtime.interpret)
 
 
 @cache
@@ -48,17 +38,15 @@ def run_kernel(
     """One run of the Triton kernel, cut as told; what `int4_gemm` does, for those who look for the best cut.
 
     Raises:
-        UnsupportedError: the kernel, or the interpreter, does not take this dtype.
+        UnsupportedError: the kernel does not take this dtype.
     """
     import triton.language as tl
 
     from aerie.kernels.int4_gemm import kernel
 
     gpu = x_MK.device.type == "cuda"
-    dtypes = DTYPES if gpu else INTERPRETER_DTYPES
-    if x_MK.dtype not in dtypes:
-        where = "the kernel" if gpu else "Triton's interpreter"
-        raise UnsupportedError(f"int4_gemm: {where} takes {' and '.join(map(str, dtypes))}, not {x_MK.dtype}")
+    if gpu and x_MK.dtype not in DTYPES:
+        raise UnsupportedError(f"int4_gemm: the kernel takes {' and '.join(map(str, DTYPES))}, not {x_MK.dtype}")
     rows, inputs = x_MK.shape
     y = x_MK.new_empty(rows, weight.outputs // 2 if weight.gate_up else weight.outputs)
     grid = (-(-weight.outputs // how.tile_n), how.splits, -(-rows // how.tile_m))
@@ -83,7 +71,7 @@ def run_kernel(
             ptx=gpu and torch.version.hip is None,
             num_warps=how.warps,
             num_stages=how.stages,
-            enable_fp_fusion=True,
+            enable_fp_fusion=FUSION,
         )  # fmt: skip
     return y
 
@@ -114,7 +102,7 @@ def _gemm(
     outputs = words_TNW.shape[1]
     asymmetric = tables_TRN.shape[1] > TILE // group_size
     weight = PackedWeight(words_TNW, tables_TRN, control, outputs, inputs, group_size, asymmetric, scale_dtype, gate_up)
-    if x_MK.device.type == "cpu" and not interpreted():
+    if route(x_MK, words_TNW, tables_TRN, control) == "torch":
         return _on_cpu(x_MK, weight, bias_N, residual)
     if not rows:
         return x_MK.new_empty(0, outputs // 2 if gate_up else outputs)
@@ -159,14 +147,13 @@ def int4_gemm(
         [..., N], or [..., N / 2] of a `gate_up` weight, in x's dtype.
 
     Raises:
-        UnsupportedError: shapes, dtypes or devices do not fit.
+        UnsupportedError: shapes or dtypes do not fit.
+        TypeError, ValueError: see `aerie.kernels.route`.
     """
     columns = weight.outputs // 2 if weight.gate_up else weight.outputs
     shape = (*x.shape[:-1], columns)
     if x.shape[-1] != weight.inputs:
         raise UnsupportedError(f"int4_gemm: x has {x.shape[-1]} inputs, the weight {weight.inputs}")
-    if x.device != weight.words_TNW.device:
-        raise UnsupportedError(f"int4_gemm: x is on {x.device}, the weight on {weight.words_TNW.device}")
     if bias_N is not None and bias_N.shape != (weight.outputs,):
         raise UnsupportedError(f"int4_gemm: the bias is {tuple(bias_N.shape)}, not ({weight.outputs},)")
     if residual is not None and residual.shape != shape:

@@ -211,7 +211,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
         api.int4_gemm(x, weight, bias_N=torch.zeros(32))
     with pytest.raises(UnsupportedError, match=r"the residual is \(33,\), not \(2, 33\)"):
         api.int4_gemm(x, weight, residual=torch.zeros(33))
-    with pytest.raises(UnsupportedError, match="x is on meta, the weight on cpu"):
+    with pytest.raises(ValueError, match="must be on one CPU or one CUDA GPU"):
         api.int4_gemm(x.to("meta"), weight)
 
 
