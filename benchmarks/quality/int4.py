@@ -176,16 +176,11 @@ def answered(recipe: Recipe, model: Path) -> Path:
 
 def calibrated_on_english(made: Mapping[str, Recipe], folder: Path, held_out: Path) -> dict[str, Recipe]:
     """The symmetric variants of groups of 128 again, that look at text, with as many documents of generic English."""
-    found: dict[str, Recipe] = {}
-    for method in METHODS[1:]:
-        like = made[variant(method, 128, True)]
-        path = folder / f"{GENERIC}.jsonl"
-        english.write(path, DOCUMENTS)
-        text = {"source": "file", "path": path, "held_out": held_out}
-        found[f"{GENERIC}_{variant(method, 128, True)}"] = Recipe.model_validate(
-            like.model_dump() | {"calibration": text}
-        )
-    return found
+    path = folder / f"{GENERIC}.jsonl"
+    english.write(path, DOCUMENTS)
+    calibration = {"calibration": {"source": "file", "path": path, "held_out": held_out}}
+    names = [variant(method, 128, True) for method in METHODS[1:]]
+    return {f"{GENERIC}_{name}": Recipe.model_validate(made[name].model_dump() | calibration) for name in names}
 
 
 def acceptances(
