@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversions that were stopped: what is kept, what is told, and that the end is the same."""
 
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ RECIPE = QuantRecipe(group_size=32)
 LAYERS = 2
 DOCUMENTS = [Document(tuple((7 * row + 3 * place) % 96 for place in range(24))) for row in range(4)]
 SaveModel = Callable[..., Path]
+LargestFile = Callable[[int], AbstractContextManager[None]]
 
 
 class Seen(Silent):
@@ -85,22 +85,11 @@ def test_what_a_killed_run_was_putting_together_goes_first(save_model: SaveModel
     assert not left.parent.exists()
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file may be larger, as where a disk has that much left."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize(
     ("size", "unwritten"), [(100, r"\.parts"), (9_000, r"\.parts/layer_00000\.safetensors"), (50_000, "int4")]
 )
 def test_what_cannot_be_written_is_named_and_finished_layers_are_kept(
-    save_model: SaveModel, tmp_path: Path, size: int, unwritten: str
+    save_model: SaveModel, tmp_path: Path, size: int, unwritten: str, largest_file: LargestFile
 ) -> None:
     model = save_model()
     with largest_file(size), pytest.raises(UnwrittenError, match=rf"{unwritten}: cannot be written \(.*large"):

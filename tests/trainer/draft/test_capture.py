@@ -2,14 +2,13 @@
 """Captured states: of several architectures, on a full disk, after a kill, within a budget."""
 
 import json
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -31,6 +30,8 @@ from aerie.trainer.draft.stream import Streamed, open_source
 from aerie.trainer.draft.support import check_basis, check_same_vocabulary, check_tokenizer
 from aerie.trainer.draft.target import Teacher
 from aerie.trainer.recipe import RecipeError
+
+LargestFile = Callable[[int], AbstractContextManager[None]]
 
 VOCAB, HIDDEN, LAYERS = 64, 32, 4
 LENGTHS = (9, 30, 14, 22, 40, 5, 17, 28)
@@ -176,20 +177,10 @@ def test_default_layers_are_distinct(layers: int) -> None:
     assert ids[-1] < layers
 
 
-@contextmanager
-def _largest_file(size: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, largest_file: LargestFile) -> None:
     ids = torch.arange(500, dtype=torch.int32)
     document = Document(torch.zeros(500, 4, 32, dtype=torch.bfloat16), ids, ids > 9, ids)
-    with _largest_file(20_000), pytest.raises(DataError, match=r"GiB.*capture\.disk_budget_gib"):
+    with largest_file(20_000), pytest.raises(DataError, match=r"GiB.*capture\.disk_budget_gib"):
         write_shard(tmp_path / "hs_00000.safetensors", [document])
     assert list(tmp_path.iterdir()) == []
 
