@@ -8,24 +8,16 @@ Shape suffixes: M rows, N outputs, K inputs; T, W, R as in pack.py.
 """
 
 from contextlib import nullcontext
-from functools import cache
 
 import torch
 from torch.nn.functional import pad
 
 from aerie.kernels.int4_gemm import UnsupportedError, reference
 from aerie.kernels.int4_gemm.pack import STEP, TILE, PackedWeight, steps, unpack
-from aerie.kernels.int4_gemm.tuning import BUCKETS, DEFAULT, Cut, Table, cut, table, table_names
+from aerie.kernels.int4_gemm.tuning import BUCKETS, Cut, cut, table_for
 from aerie.kernels.route import FUSION, route
 
 DTYPES = (torch.bfloat16, torch.float16)
-
-
-@cache
-def _table(device: torch.device) -> Table:
-    if device.type == "cpu":
-        return table(DEFAULT)
-    return table(*table_names(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)))
 
 
 def run_kernel(
@@ -76,9 +68,13 @@ def run_kernel(
     return y
 
 
-def _on_cpu(
-    x_MK: torch.Tensor, weight: PackedWeight, bias_N: torch.Tensor | None, residual: torch.Tensor | None
+def on_cpu(
+    x_MK: torch.Tensor,
+    weight: PackedWeight,
+    bias_N: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    """What `int4_gemm` does, in plain PyTorch with sums in float32."""
     rows = x_MK.shape[0]
     weight_NK = reference.dequantise(*unpack(weight), weight.group_size, torch.float32)
     # As in the kernel: always the same product up to 16 rows, so that a row does not depend on how many come with it.
@@ -103,10 +99,10 @@ def _gemm(
     asymmetric = tables_TRN.shape[1] > TILE // group_size
     weight = PackedWeight(words_TNW, tables_TRN, control, outputs, inputs, group_size, asymmetric, scale_dtype, gate_up)
     if route(x_MK, words_TNW, tables_TRN, control) == "torch":
-        return _on_cpu(x_MK, weight, bias_N, residual)
+        return on_cpu(x_MK, weight, bias_N, residual)
     if not rows:
         return x_MK.new_empty(0, outputs // 2 if gate_up else outputs)
-    return run_kernel(x_MK, weight, bias_N, residual, cut(_table(x_MK.device), rows, outputs, inputs, group_size))
+    return run_kernel(x_MK, weight, bias_N, residual, cut(table_for(x_MK.device), rows, outputs, inputs, group_size))
 
 
 # The counters in `control` are as before when it returns, so nothing is declared as mutated.

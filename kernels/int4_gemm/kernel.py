@@ -27,6 +27,13 @@ FIRST_COUNTER = tl.constexpr(4)
 
 
 @triton.jit
+def arrive(counter_ptr: tl.tensor) -> tl.tensor:
+    """Count a program as arrived, when all of its sums are on their way; returns how many had before."""
+    tl.debug_barrier()
+    return tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
+
+
+@triton.jit
 def sums_of_all(
     partial_NM: tl.tensor, valid_M: tl.tensor, between_splits: tl.tensor, splits: tl.constexpr
 ) -> tl.tensor:
@@ -131,9 +138,8 @@ def int4_gemm(
         between_splits = tl.num_programs(0) * tile_n * tile_m
         partial_ptr += tile * tile_n * tile_m
         tl.store(partial_ptr + split * between_splits + at_NM, sums_NM, mask=valid_M[None, :])
-        tl.debug_barrier()  # a program counts as arrived when all of its sums are on their way
         counter_ptr = control_ptr + FIRST_COUNTER + tile
-        if tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") != splits - 1:
+        if arrive(counter_ptr) != splits - 1:
             return
         sums_NM = sums_of_all(partial_ptr + at_NM, valid_M, between_splits, splits)
         tl.store(counter_ptr, 0)

@@ -6,6 +6,8 @@ float32, so they are off by 1e-5 sum |x| |w| at most.
 """
 
 import json
+import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -227,6 +229,10 @@ def test_every_table_can_be_used(path: Path) -> None:
     assert table.buckets["16"].tile_m == 16
     assert table.measured == bool(table.shapes)
     assert "measured" in json.loads(path.read_text())
+    results = Path(__file__).parents[2] / "benchmarks/results"
+    assert all((results / Path(result).name).is_file() for result in table.ahead.values())
+    # What holds for one GPU is not known of another of its architecture.
+    assert not table.ahead or not re.fullmatch(rf"sm_\d+|{tuning.DEFAULT}", path.stem)
 
 
 def test_all_rows_of_a_verification_are_cut_alike() -> None:
@@ -246,3 +252,16 @@ def test_the_most_particular_table_is_taken() -> None:
     assert tuning.table_names("NVIDIA H200", (9, 0)) == ["nvidia-h200", "sm_90", "default"]
     assert tuning.table("no-such-gpu", "sm_90", "default") is not tuning.table("no-such-gpu", "default")
     assert tuning.table("no-such-gpu", "default") == tuning.table("default")
+
+
+def test_only_a_measurement_on_that_gpu_of_that_layer_shows_it_ahead(tmp_path: Path) -> None:
+    layer = {"n": 6144, "k": 4096, "group": PER_CHANNEL, "result": "benchmarks/results/kernels-some.json"}
+    layers = [layer, {**layer, "experts": 128, "result": "benchmarks/results/kernels-experts.json"}]
+    table = {"measured": True, "note": "", "programs": 1, "buckets": {}, "shapes": [], "ahead": layers}
+    (tmp_path / "example-gpu-141gb.json").write_text(json.dumps(table))
+    ahead = partial(tuning.measured_ahead, tmp_path, "Example GPU (141GB)")
+    assert ahead((6144, 4096, PER_CHANNEL, 1)) == "benchmarks/results/kernels-some.json"
+    assert ahead((6144, 4096, PER_CHANNEL, 128)) == "benchmarks/results/kernels-experts.json"
+    for other in ((6144, 4096, 128, 1), (3072, 4096, -1, 1), (6144, 2048, -1, 1), (6144, 4096, -1, 64)):
+        assert ahead(other) is None
+    assert tuning.measured_ahead(tmp_path, "Example GPU (96GB)", (6144, 4096, PER_CHANNEL, 1)) is None

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the Triton kernel is compiled to, found out without a GPU. Holds for the versions of Triton that are locked.
 
-On an H200 at full bandwidth there are four instructions a weight, of which some 60 % are issued in practice: hence the
-limit. Two programs must fit on a multiprocessor, so that one computes while the other waits.
+The limits: `benchmarks/kernels/gates.py`.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,17 +12,13 @@ import torch
 import triton
 
 from aerie.artefacts import REPOSITORY
+from aerie.benchmarks.kernels.gates import COUNTED, faults
 from aerie.benchmarks.kernels.int4_gemm import NAIVE_WEIGHTS, Case, build_naive
 from aerie.benchmarks.kernels.static import NAIVE, counted
 from aerie.benchmarks.results_file import ResultFile
 from aerie.kernels import int4_inner
 from aerie.kernels.aot import Code
 
-COUNTED = {"3.8.0": "kernels-static-cuda.json", "3.9.0": "kernels-static.json"}
-"""The result with the counts of each version: 3.8.0 is what the lock for GPUs has, 3.9.0 that for CPUs."""
-MOST_PER_WEIGHT = 2.9
-MOST_SHARED_BYTES = 113 * 1024
-PRODUCT = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 DECODING = [
     Case(),
     Case(asymmetric=True),
@@ -49,19 +44,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
         yield cache(lambda case: build_naive(case) if isinstance(case, int) else case.build())
-
-
-def faults(code: Code, weights: int) -> set[str]:
-    """What of the kernel for decoding and verification is not as it should be."""
-    found = {
-        "spills": code.spilled_bytes > 0,
-        "no matrix product of its architecture": not code.loop_opcodes[PRODUCT[code.architecture]],
-        "converts integers": any(opcode.startswith("I2F") for opcode in code.loop_opcodes),
-        "too many instructions": code.per_weight(weights) > MOST_PER_WEIGHT,
-        "too much shared memory": code.shared_bytes > MOST_SHARED_BYTES,
-        "a multiprocessor has room for one": code.programs() < 2,
-    }
-    return {fault for fault, there in found.items() if there}
 
 
 @pytest.mark.parametrize("case", DECODING, ids=lambda case: case.name)
