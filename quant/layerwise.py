@@ -6,6 +6,7 @@ Shape suffixes: D documents, L tokens, H hidden size, K inputs of a linear layer
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -86,12 +87,13 @@ class LayerQuantiser:
         calibration = texts.get(CALIBRATION)
         counts, squares = ([], {}) if calibration is None else self._look(layer, calibration)
         starved = self._starved(counts, selected)
-        start = self._rounded(layer, selected, {name: one for name, one in squares.items() if name not in starved})
+        fed = set(selected) - starved
+        chosen = self._rounded(layer, fed, squares)
         if calibration is not None and self._recipe.method == "autoround":
-            start = self._tuned(index, layer, dict(start), starved, calibration, wanted[CALIBRATION], advance)
+            chosen = self._tuned(index, layer, chosen, calibration, wanted[CALIBRATION], advance)
         modules: dict[str, Any] = dict(layer.named_modules())
         accounts, stored = {}, {}
-        for name, weight in start:
+        for name, weight in chain(chosen, self._rounded(layer, starved, {})):
             accounts[name] = account(modules[name].weight, weight)
             weight.dequantise_into(modules[name].weight)
             # At once, so that no integers but one linear layer's are in memory unpacked.
@@ -166,13 +168,12 @@ class LayerQuantiser:
         self,
         index: int,
         layer: nn.Module,
-        start: dict[str, Int4Weight],
-        starved: Collection[str],
+        start: Iterable[tuple[str, Int4Weight]],
         texts: Texts,
         wanted_DLH: Tensor,
         advance: Advance,
     ) -> Iterable[tuple[str, Int4Weight]]:
-        """All weights, those that are not starved tuned by AutoRound."""
+        """The weights tuned by AutoRound."""
         device, recipe = self._skeleton.device, self._recipe
 
         def sample(chosen_D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -184,9 +185,7 @@ class LayerQuantiser:
 
         settings = autoround.Tuning(recipe.iterations, recipe.batch_documents, seed=index)
         positions = self._skeleton.positions(texts.plain_DLH.shape[1])
-        fed = {name: weight for name, weight in start.items() if name not in starved}
-        tuned = autoround.tune(layer, fed, self._scheme, sample, positions, len(texts), settings, advance)
-        return (start | tuned).items()
+        return autoround.tune(layer, start, self._scheme, sample, positions, len(texts), settings, advance)
 
 
 def relative_error(texts: Texts) -> float:

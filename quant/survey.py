@@ -73,11 +73,11 @@ class Survey:
         """The checkpoint's `quant_method`, empty for none."""
         return str(self.quantization.get("quant_method", ""))
 
-    def refusal(self, layer: LayerClass) -> str | None:
-        """Why our kernels cannot serve these layers on a CPU, None when they can."""
+    def refusal(self, layer: LayerClass, on_cpu: bool = True) -> str | None:
+        """Why these layers cannot be loaded or, on a CPU, our kernels cannot serve them; None when they can."""
         if layer.group_size is None:
             return None
-        if (reason := unsupported(layer.inputs, layer.group_size)) is not None:
+        if on_cpu and (reason := unsupported(layer.inputs, layer.group_size)) is not None:
             return reason
         if not layer.symmetric and layer.outputs % VALUES_PER_WORD:
             return f"{layer.outputs} outputs with zero points are no multiple of {VALUES_PER_WORD}"

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The INT4 mixture of experts for x86 CPUs behind vLLM's interface, one method a checkpoint format.
+"""INT4 mixtures of experts behind vLLM's interface: the formats as it loads them, and the method for x86 CPUs.
 
-vLLM's own needs AMX and 16-bit activations. Its class of each format still creates the parameters that loading fills;
-packing and the forward pass are ours. Read against vLLM 0.32.0 and 0.33.0; imported by `vllm_config`.
+The class that vLLM has for each format still creates the parameters that loading fills; packing and the forward pass
+are ours. On CPUs vLLM's own needs AMX and 16-bit activations. Read against vLLM 0.32.0 and 0.33.0; imported by
+`vllm_config`. The method for GPUs is in `vllm_moe.py`.
 
 Shape suffixes: E experts, N outputs, P outputs padded, K inputs, B bytes of two inputs each, G groups, T tokens,
 A experts a token chooses.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -37,8 +39,8 @@ Expert = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 """Unsigned integers [N, K], scales [N, G] and zero points [N, G] or None."""
 
 
-def unsupported_experts(layer: RoutedExperts, group_size: int) -> str | None:
-    """Why a layer's experts cannot be served, None when they can."""
+def unsupported_kind(layer: RoutedExperts) -> str | None:
+    """Why experts of a layer's kind cannot be served, whatever their sizes; None when they can."""
     config = layer.moe_config
     if config.activation != MoEActivation.SILU or layer.swiglu_limit is not None:
         return f"the activation is {config.activation.value} or clamped, and only plain silu is known"
@@ -46,8 +48,14 @@ def unsupported_experts(layer: RoutedExperts, group_size: int) -> str | None:
         return "routing weights are applied to the input"
     if config.has_bias:
         return "experts have biases"
-    if config.is_lora_enabled:
-        return "LoRA is on"
+    return "LoRA is on" if config.is_lora_enabled else None
+
+
+def unsupported_experts(layer: RoutedExperts, group_size: int) -> str | None:
+    """Why a layer's experts cannot be served on a CPU, None when they can."""
+    config = layer.moe_config
+    if (reason := unsupported_kind(layer)) is not None:
+        return reason
     for what, inputs in (("hidden", config.hidden_dim), ("inner", config.intermediate_size_per_partition)):
         if (reason := unsupported(inputs, group_size)) is not None:
             return f"{what} size: {reason}"
@@ -68,8 +76,8 @@ class Format:
     """From one expert's words, scales and zero points as loaded."""
 
 
-class AerieInt4Experts(FusedMoEMethodBase):
-    """Packs the experts when they are loaded, and runs them."""
+class Int4Experts(FusedMoEMethodBase):
+    """Packs the experts when they are loaded. How, and how they are run, a subclass says."""
 
     def __init__(self, moe: FusedMoEConfig, form: Format) -> None:
         super().__init__(moe)
@@ -80,19 +88,27 @@ class AerieInt4Experts(FusedMoEMethodBase):
         self.form.creator.create_weights(_routed(layer), *arguments, **options)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        """Repack gate over up, and down; zero points go into the scales' offsets."""
+        """Repack gate over up, and down, and let go of what was loaded."""
         experts = _routed(layer)
         if biases := sorted(experts._loaded_expert_biases):
             raise QuantError(
                 f"{experts.layer_name}: the checkpoint has {', '.join(biases)}; experts have no biases here"
             )
         for part in ("w13", "w2"):
-            words_EPB, scales_EGP2 = pack_experts(self._unpacked(experts, part))
-            replace_parameter(experts, f"{part}_{self.form.weight}", words_EPB)
-            replace_parameter(experts, f"{part}_{self.form.scale}", scales_EGP2)
+            words, scales = self.pack(part, self._unpacked(experts, part))
+            replace_parameter(experts, f"{part}_{self.form.weight}", words)
+            replace_parameter(experts, f"{part}_{self.form.scale}", scales)
             for unused in (f"{part}_{self.form.zero}", f"{part}_bias"):
                 if getattr(experts, unused, None) is not None:
                     replace_parameter(experts, unused, None)
+
+    @abstractmethod
+    def pack(self, part: str, experts: Iterator[Expert]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Integers, and what belongs to groups, of all experts' `w13` (gate over up) or `w2` (down)."""
+
+    def packed(self, layer: RoutedExperts, part: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `pack` returned of them."""
+        return getattr(layer, f"{part}_{self.form.weight}"), getattr(layer, f"{part}_{self.form.scale}")
 
     def _unpacked(self, layer: RoutedExperts, part: str) -> Iterator[Expert]:
         words_E = getattr(layer, f"{part}_{self.form.weight}").data
@@ -106,6 +122,14 @@ class AerieInt4Experts(FusedMoEMethodBase):
         """What vLLM's kernels would be told; ours needs nothing."""
         return None
 
+
+class AerieInt4Experts(Int4Experts):
+    """The experts on a CPU."""
+
+    def pack(self, part: str, experts: Iterator[Expert]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Words [E, P, B], and scales with offsets, into which zero points go, [E, G, P, 2]."""
+        return pack_experts(experts)
+
     def apply(  # type: ignore[override]  # as in vLLM's base class, whose own base has other parameters
         self,
         layer: RoutedExperts,
@@ -117,8 +141,7 @@ class AerieInt4Experts(FusedMoEMethodBase):
     ) -> torch.Tensor:
         """The routed experts' output [T, H]; vLLM's runner has run the shared ones."""
         ids_TA = topk_ids if layer.expert_map is None else layer.expert_map[topk_ids.long()]
-        names = (f"{part}_{name}" for part in ("w13", "w2") for name in (self.form.weight, self.form.scale))
-        packed = PackedExperts(*(getattr(layer, name) for name in names))
+        packed = PackedExperts(*self.packed(layer, "w13"), *self.packed(layer, "w2"))
         return w4a16_moe(x, packed, topk_weights, ids_TA)
 
     def description(self) -> str:
@@ -156,40 +179,36 @@ class _AWQCreator(AutoAWQMoEMethod):
         self.quant_config, self.input_dtype = quant_config, None
 
 
-class CompressedTensorsExperts(AerieInt4Experts):
+def compressed_tensors_form(weights: QuantizationArgs, moe: FusedMoEConfig) -> Format:
     """Words [E, N, K/8] packed along the inputs, scales [E, N, G], zero points [E, N/8, G] along the outputs."""
 
-    def __init__(self, weights: QuantizationArgs, moe: FusedMoEConfig) -> None:
-        def expert(words: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None) -> Expert:
-            return nibbles(words), scales, None if zeros is None else nibbles(zeros.T).T
+    def expert(words: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None) -> Expert:
+        return nibbles(words), scales, None if zeros is None else nibbles(zeros.T).T
 
-        creator = _CompressedTensorsCreator(weights, moe)
-        super().__init__(moe, Format("weight_packed", "weight_scale", "weight_zero_point", creator, expert))
+    creator = _CompressedTensorsCreator(weights, moe)
+    return Format("weight_packed", "weight_scale", "weight_zero_point", creator, expert)
 
 
-class GPTQExperts(AerieInt4Experts):
+def gptq_form(quant_config: AutoGPTQConfig, moe: FusedMoEConfig) -> Format:
     """Words [E, K/8, N] packed along the inputs, scales [E, G, N], zero points [E, G, N/8] along the outputs."""
+    offset = stored_zero_offset(quant_config)
 
-    def __init__(self, quant_config: AutoGPTQConfig, moe: FusedMoEConfig) -> None:
-        offset = stored_zero_offset(quant_config)
+    def expert(words: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None) -> Expert:
+        # A symmetric checkpoint has zero points too, and they mean nothing.
+        meant = None if quant_config.is_sym else zeros
+        return nibbles(words.T), scales.T, None if meant is None else ((nibbles(meant) + offset) & 0xF).T
 
-        def expert(words: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None) -> Expert:
-            # A symmetric checkpoint has zero points too, and they mean nothing.
-            meant = None if quant_config.is_sym else zeros
-            return nibbles(words.T), scales.T, None if meant is None else ((nibbles(meant) + offset) & 0xF).T
-
-        super().__init__(moe, Format("qweight", "scales", "qzeros", _GPTQCreator(quant_config, moe), expert))
+    return Format("qweight", "scales", "qzeros", _GPTQCreator(quant_config, moe), expert)
 
 
-class AWQExperts(AerieInt4Experts):
+def awq_form(quant_config: AutoAWQConfig, moe: FusedMoEConfig) -> Format:
     """Words [E, K, N/8], scales [E, G, N], zero points [E, G, N/8]; packed along the outputs, in AWQ's order."""
 
-    def __init__(self, quant_config: AutoAWQConfig, moe: FusedMoEConfig) -> None:
-        def expert(words: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None) -> Expert:
-            meant = zeros if quant_config.zero_point else None
-            return unpack(words, AWQ_ORDER).T, scales.T, None if meant is None else unpack(meant, AWQ_ORDER).T
+    def expert(words: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None) -> Expert:
+        meant = zeros if quant_config.zero_point else None
+        return unpack(words, AWQ_ORDER).T, scales.T, None if meant is None else unpack(meant, AWQ_ORDER).T
 
-        super().__init__(moe, Format("qweight", "scales", "qzeros", _AWQCreator(quant_config, moe), expert))
+    return Format("qweight", "scales", "qzeros", _AWQCreator(quant_config, moe), expert)
 
 
 def stored_zero_offset(config: AutoGPTQConfig) -> int:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The INT4 linear layer for x86 CPUs behind vLLM's mixed-precision interface.
 
-Read against vLLM 0.32.0 and 0.33.0. Imported by `vllm_linear` once a CPU platform is known, for it imports vLLM.
+Read against vLLM 0.32.0 and 0.33.0. Imported when `vllm_linear` is asked, for it imports vLLM.
 """
 
 import torch
@@ -12,8 +12,9 @@ from vllm.scalar_type import scalar_types
 
 from aerie.kernels.w4a16_cpu import unsupported
 from aerie.kernels.w4a16_cpu.api import w4a16_linear
-from aerie.kernels.w4a16_cpu.pack import nibbles, pack_scales, pack_words
-from aerie.quant.vllm_linear import kernel_choice
+from aerie.kernels.w4a16_cpu.pack import pack_scales, pack_words
+from aerie.quant.kernel_choice import CHOICE_VARIABLE, kernel_choice
+from aerie.quant.vllm_layout import cut_words, loaded_weight
 
 WEIGHT_TYPES = (scalar_types.uint4b8, scalar_types.uint4)
 ACTIVATION_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -47,13 +48,13 @@ def stock_is_faster(c: MPLinearLayerConfig) -> bool:
 def why_not_stock(c: MPLinearLayerConfig) -> str:
     """Why our kernel and not vLLM's serves a layer that ours can serve."""
     if kernel_choice() == "aerie":
-        return "AERIE_CPU_INT4=aerie"
+        return f"{CHOICE_VARIABLE}=aerie"
     if not stock_operator_exists():
         return "vLLM's extension for this CPU has no INT4 operator"
     if c.act_type == torch.float32:
         return "vLLM's INT4 operator has no float32"
     if stock_serves(c):
-        return "without AMX faster than vLLM's at the rows of decoding; AERIE_CPU_INT4=stock forces that"
+        return f"without AMX faster than vLLM's at the rows of decoding; {CHOICE_VARIABLE}=vllm forces that"
     return str(CPUWNA16LinearKernel.can_implement(c)[1])
 
 
@@ -64,6 +65,11 @@ class AerieW4A16LinearKernel(MPLinearKernel):
     """What is added to zero points as stored; a method whose format stores another value sets it."""
 
     @classmethod
+    def is_for_this_platform(cls) -> bool:
+        """Whether it may serve on what this vLLM was built for."""
+        return current_platform.is_cpu() and current_platform.get_cpu_architecture() == CpuArchEnum.X86
+
+    @classmethod
     def get_min_capability(cls) -> int:
         """CUDA capability; none is needed."""
         return -1
@@ -72,41 +78,48 @@ class AerieW4A16LinearKernel(MPLinearKernel):
     def can_implement(cls, c: MPLinearLayerConfig) -> tuple[bool, str | None]:
         """Whether this kernel is to serve a layer, and the reason when not.
 
-        AERIE_CPU_INT4 decides between kernels that both work: `auto` takes the faster one, `aerie` takes this one,
-        `stock` never does.
+        AERIE_INT4_KERNEL decides between kernels that both work: `auto` takes the faster one, `aerie` takes this one,
+        `vllm` never does.
         """
-        if not current_platform.is_cpu() or current_platform.get_cpu_architecture() != CpuArchEnum.X86:
+        if not cls.is_for_this_platform():
             return False, "AerieW4A16 is for x86 CPUs"
         if c.weight_type not in WEIGHT_TYPES:
             return False, f"AerieW4A16 reads 4-bit weights, not {c.weight_type}"
         if c.act_type not in ACTIVATION_TYPES:
             return False, f"AerieW4A16 takes {ACTIVATION_TYPES}, not {c.act_type}"
-        reason = unsupported(c.partition_weight_shape[0], c.group_size)
+        reason = unsupported(c.partition_weight_shape[0], c.group_size) or cut_words(c)
         if reason is not None:
             return False, f"AerieW4A16: {reason}"
         choice = kernel_choice()
-        if choice == "stock":
-            return False, "AERIE_CPU_INT4=stock"
+        if choice == "vllm":
+            return False, f"{CHOICE_VARIABLE}=vllm"
         if choice == "auto" and stock_is_faster(c):
-            return False, f"vLLM's own kernel serves {c.act_type} on this CPU; AERIE_CPU_INT4=aerie forces AerieW4A16"
+            return False, f"vLLM's own serves {c.act_type} on this CPU; {CHOICE_VARIABLE}=aerie forces AerieW4A16"
         return True, None
+
+    @classmethod
+    def why(cls, chosen: type[MPLinearKernel], c: MPLinearLayerConfig) -> str:
+        """Why vLLM chose a kernel for a layer: this one, or one of its own.
+
+        Raises:
+            ValueError: the chosen one would fail at the first step.
+        """
+        if chosen is cls:
+            return why_not_stock(c)
+        if chosen is CPUWNA16LinearKernel and not stock_serves(c):
+            raise ValueError(f"{CHOICE_VARIABLE}=vllm, and its {chosen.__name__} does not run {c.act_type} on this CPU")
+        return "vLLM's own runs here with this type"
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Repack a layer's integers and scales, whichever checkpoint format they came from."""
         words, scales, zeros = self._get_weight_params(layer)
         inputs, outputs = self.config.partition_weight_shape
-        # GPTQ stores [K/8, N] and [G, N]; compressed-tensors and converted AWQ store [N, K/8] and [N, G].
-        words_NW = words.data if getattr(words, "input_dim", 1) == 1 else words.data.T
-        scale_NG = scales.data if getattr(scales, "output_dim", 0) == 0 else scales.data.T
-        zero_NG = None
-        if self.config.zero_points and zeros is not None:
-            # Packed along the outputs: unpacking the transpose unpacks those.
-            packed_GN = zeros.data.T if getattr(zeros, "output_dim", 0) == 0 else zeros.data
-            zero_NG = ((nibbles(packed_GN) + self.stored_zero_offset) & 0xF).T[:outputs]
+        meant = zeros if self.config.zero_points else None
+        loaded = loaded_weight(words, scales, meant, outputs, self.stored_zero_offset)
         if self.w_zp_name is not None and zeros is not None:
             setattr(layer, self.w_zp_name, None)  # in the scales' offsets from here on, or of no meaning
-        replace_parameter(layer, self.w_q_name, torch.nn.Parameter(pack_words(words_NW), requires_grad=False))
-        packed_scales = torch.nn.Parameter(pack_scales(scale_NG, inputs, zero_NG), requires_grad=False)
+        replace_parameter(layer, self.w_q_name, torch.nn.Parameter(pack_words(loaded.words_NA), requires_grad=False))
+        packed_scales = torch.nn.Parameter(pack_scales(loaded.scale_NG, inputs, loaded.zero_NG), requires_grad=False)
         replace_parameter(layer, self.w_s_name, packed_scales)
 
     def description(self) -> str:

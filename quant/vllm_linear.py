@@ -1,53 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make vLLM serve INT4 linear layers and experts on CPUs where its own kernels cannot.
+"""Which kernel serves INT4 linear layers and experts in vLLM: ours put before vLLM's, and what will serve, and why.
 
-vLLM's linear kernel needs AVX-512 and 16-bit activations, and says yes without checking either; ours is asked first and
-steps back where vLLM's works (docs/decisions names the measurement). Its experts need AMX.
+On x86 CPUs vLLM's linear kernel needs AVX-512 and 16-bit activations, and says yes without checking either; its experts
+need AMX. Ours are asked first and step back where vLLM's work. On CUDA GPUs ours is asked first too, and steps back
+where no measurement shows it ahead (docs/decisions).
 """
 
-import os
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
 
-from aerie.quant.errors import QuantError
+    from aerie.quant.vllm_gemm import AerieInt4GemmLinearKernel
+    from aerie.quant.vllm_kernel import AerieW4A16LinearKernel
 
-CHOICE_VARIABLE = "AERIE_CPU_INT4"
-Choice = Literal["auto", "aerie", "stock"]
+from aerie.quant.kernel_choice import CHOICE_VARIABLE, kernel_choice
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-def kernel_choice() -> Choice:
-    """The value of AERIE_CPU_INT4.
+def own_kernel() -> "type[AerieInt4GemmLinearKernel | AerieW4A16LinearKernel] | None":
+    """Our linear kernel for this machine; None where there is none."""
+    from aerie.quant.vllm_gemm import AerieInt4GemmLinearKernel
+    from aerie.quant.vllm_kernel import AerieW4A16LinearKernel
 
-    Raises:
-        QuantError: it is none of auto, aerie, stock.
-    """
-    value = os.environ.get(CHOICE_VARIABLE, "auto")
-    for choice in ("auto", "aerie", "stock"):
-        if value == choice:
-            return choice
-    raise QuantError(f"{CHOICE_VARIABLE}={value}: set it to auto (the default), aerie or stock")
+    if AerieInt4GemmLinearKernel.is_for_this_platform():
+        return AerieInt4GemmLinearKernel
+    return AerieW4A16LinearKernel if AerieW4A16LinearKernel.is_for_this_platform() else None
 
 
 def register() -> None:
-    """Put our kernel before vLLM's and our configurations in place of them; on x86 CPUs only, once or more often."""
-    from vllm.platforms import CpuArchEnum, current_platform
-
-    if not current_platform.is_cpu() or current_platform.get_cpu_architecture() != CpuArchEnum.X86:
+    """Put our kernel before vLLM's and our configurations in place of them; once or more often."""
+    ours = own_kernel()
+    if ours is None:
         return
     kernel_choice()
-    # The public register_linear_kernel appends, behind the kernel that says yes to everything.
+    # The public register_linear_kernel appends, behind kernels that say yes.
     from vllm.model_executor.kernels.linear import _POSSIBLE_KERNELS
-    from vllm.platforms import PlatformEnum
+    from vllm.platforms import current_platform
 
     from aerie.quant import vllm_config
-    from aerie.quant.vllm_kernel import AerieW4A16LinearKernel
 
-    kernels = _POSSIBLE_KERNELS[PlatformEnum.CPU]
-    if AerieW4A16LinearKernel not in kernels:
-        kernels.insert(0, AerieW4A16LinearKernel)
+    kernels = _POSSIBLE_KERNELS[current_platform._enum]
+    if ours not in kernels:
+        kernels.insert(0, ours)
     vllm_config.register()
 
 
@@ -88,32 +84,41 @@ def serving_kernel(
         group_size=group_size,
         zero_points=not symmetric,
     )
-    name = choose_mp_linear_kernel(layer).__name__
-    if not current_platform.is_cpu():
-        return name, "vLLM's first choice for this GPU"
-    from aerie.quant.vllm_kernel import stock_serves, why_not_stock
-
-    if name == "CPUWNA16LinearKernel" and not stock_serves(layer):
-        raise ValueError(f"AERIE_CPU_INT4=stock, and vLLM's {name} does not run {layer.act_type} on this CPU")
-    return name, why_not_stock(layer) if name.startswith("Aerie") else "vLLM's own runs here with this type"
+    chosen, ours = choose_mp_linear_kernel(layer), own_kernel()
+    return chosen.__name__, "vLLM's first choice here" if ours is None else ours.why(chosen, layer)
 
 
-def serving_experts(dtype: Dtype | None = None) -> tuple[str, str]:
+def serving_experts(
+    dtype: Dtype | None = None, group_size: int = 64, shape: tuple[int, int, int] = (128, 1536, 2048)
+) -> tuple[str, str]:
     """What will serve INT4 experts on this machine, and why.
+
+    Args:
+        dtype: of the activations; None means float32 on a CPU and bfloat16 elsewhere.
+        group_size: weights that share a scale; -1 for all inputs of an output.
+        shape: how many experts, and the outputs and inputs of gate over up.
 
     Raises:
         ValueError: nothing can.
     """
     import torch
-    from vllm.platforms import current_platform
 
-    if not current_platform.is_cpu():
+    ours = own_kernel()
+    if ours is None:
         return "one of vLLM's", "it chooses while it loads, and the log names it"
+    if ours.__name__ == "AerieInt4GemmLinearKernel":
+        from aerie.quant.vllm_moe import Sizes, ours_serves
+
+        experts, gate_up, hidden = shape
+        act_type = getattr(torch, dtype or default_dtype())
+        by_ours, why = ours_serves(Sizes(experts, hidden, gate_up // 2, group_size, act_type))
+        return "AerieInt4MoeExperts" if by_ours else "one of vLLM's, which the log names", why
     choice, runs = kernel_choice(), stock_experts_serve(getattr(torch, dtype or default_dtype()))
     if choice == "aerie" or (choice == "auto" and not runs):
-        return "AerieInt4Experts", "AERIE_CPU_INT4=aerie" if choice == "aerie" else "vLLM's own need AMX and bfloat16"
+        why = f"{CHOICE_VARIABLE}=aerie" if choice == "aerie" else "vLLM's own need AMX and bfloat16"
+        return "AerieInt4Experts", why
     if not runs:
-        raise ValueError("AERIE_CPU_INT4=stock, and vLLM's experts need AMX and bfloat16")
+        raise ValueError(f"{CHOICE_VARIABLE}=vllm, and vLLM's experts need AMX and bfloat16")
     return "CPUExpertsInt4", "vLLM's own run here with this type; ours serve what they refuse"
 
 

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from aerie.quant.survey import pattern
+from aerie.quant.vllm_linear import own_kernel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +21,12 @@ logger = logging.getLogger("vllm.aerie.kernels")
 
 
 def server(layer: "nn.Module") -> str:
-    """What serves a layer: its kernel, else its method, as it describes itself or by the name of its class."""
+    """What serves a layer: its kernel, else its method, as it describes itself or by the name of its class.
+
+    Of a kernel of vLLM's that ours could have replaced it is told why ours did not.
+    """
+    from vllm.model_executor.kernels.linear import MPLinearKernel
+
     method: Any = layer.quant_method
     kernel = getattr(getattr(layer, "scheme", None), "kernel", None) or getattr(method, "kernel", None)
     if kernel is None and (experts := getattr(method, "experts_cls", None)) is not None:
@@ -29,6 +35,9 @@ def server(layer: "nn.Module") -> str:
     if hasattr(serving, "description"):
         return str(serving.description())
     name = type(serving).__name__
+    if isinstance(kernel, MPLinearKernel) and (ours := own_kernel()) is not None:
+        why = ours.can_implement(kernel.config)[1] or "vLLM was told to leave it out"
+        return f"{name} (not {ours.__name__}: {why})"
     return f"{name} ({str(layer.params_dtype).removeprefix('torch.')})" if name.startswith("Unquantized") else name
 
 
@@ -47,6 +56,18 @@ def summary(model: "nn.Module") -> list[str]:
         + ", ".join(f"{name} ({count})" if count > 1 else name for name, count in names.items())
         for by, names in served.items()
     ]
+
+
+class TellsKernels:
+    """vLLM's workers inherit it (`--worker-extension-cls`), so that the server can ask them by name."""
+
+    model_runner: Any
+
+    def aerie_kernels(self) -> list[str]:
+        """The lines of `summary` for the main model and the draft, each behind the name of its class."""
+        drafting = [getattr(self.model_runner, name, None) for name in ("drafter", "speculator")]
+        models = [self.model_runner.get_model(), *(getattr(part, "model", None) for part in drafting)]
+        return [f"{type(model).__name__}: {line}" for model in models if model is not None for line in summary(model)]
 
 
 def register() -> None:

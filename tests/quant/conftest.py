@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny Qwen3, dense or a mixture, with random weights on disk."""
+"""A tiny Qwen3, dense or a mixture, with random weights on disk; vLLM without an engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +48,28 @@ def save_model(tmp_path: Path) -> SaveModel:
         return folder
 
     return save
+
+
+@pytest.fixture(scope="module")
+def vllm_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What vLLM's layers ask for: a configuration, a group of one process, our kernel."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.distributed import (
+        destroy_distributed_environment,
+        destroy_model_parallel,
+        ensure_model_parallel_initialized,
+        init_distributed_environment,
+    )
+    from vllm.platforms import current_platform
+
+    from aerie.quant import vllm_linear
+
+    current_platform.import_kernels()
+    vllm_linear.register()
+    meeting = tmp_path_factory.mktemp("vllm") / "meeting"
+    with set_current_vllm_config(VllmConfig()):
+        init_distributed_environment(1, 0, f"file://{meeting}", 0, "gloo")
+        ensure_model_parallel_initialized(1, 1)
+        yield
+    destroy_model_parallel()
+    destroy_distributed_environment()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Peak memory: three layers' size, as they lie on disk, and the text's activations, however many layers there are.
 
-A layer in float32 is two of the three, what has been packed of it a quarter of one, and the rest is left for what one
-linear layer at a time needs. Activations are the text's states, what linear layers read and make, and, for AWQ, the
-second moments of what they read.
+A layer in float32, or in 16 bit with an offset for each weight, is two of the three, what has been packed of it a
+quarter of one, and the rest is left for what one linear layer at a time needs. Activations are the text's states, what
+linear layers read and make, and, for AWQ, the second moments of what they read.
 """
 
 import json
@@ -66,6 +66,8 @@ def activations(hidden: int, inner: int, method: str) -> int:
         pytest.param("none", DENSE, DENSE.intermediate_size, LAYERS + 2, id="rtn-without-text"),
         pytest.param("rtn", DENSE, DENSE.intermediate_size, 6, id="rtn"),
         pytest.param("awq", MIXTURE, MIXTURE.moe_intermediate_size, 3, id="awq-experts"),
+        pytest.param("autoround", DENSE, DENSE.intermediate_size, 3, id="autoround"),
+        pytest.param("autoround", MIXTURE, MIXTURE.moe_intermediate_size, 3, id="autoround-experts"),
     ],
 )
 def test_peak_memory_is_three_layers(

@@ -14,12 +14,13 @@ from vllm.platforms import current_platform
 
 from aerie.kernels.w4a16_cpu.reference import dequantise
 from aerie.kernels.w4a16_moe_cpu import reference
-from aerie.quant import vllm_config, vllm_linear
+from aerie.quant import vllm_config
 from aerie.quant.errors import QuantError
-from aerie.quant.vllm_experts import AerieInt4Experts
+from aerie.quant.vllm_experts import AerieInt4Experts, Int4Experts
+from aerie.quant.vllm_moe import AerieInt4MoeExperts
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="the experts are for CPUs")
-EXPERTS, HIDDEN, INNER, GROUP = 3, 64, 96, 32
+EXPERTS, HIDDEN, INNER, GROUP = 3, 128, 192, 64
 PREFIX = "model.layers.0.mlp.experts"
 TOLERANCE = 8e-3
 """As in tests/kernels: what is rounded to bfloat16 on the way."""
@@ -39,6 +40,8 @@ class FakeRoutedExperts(RoutedExperts):
             "in_dtype": dtype,
             "hidden_dim": HIDDEN,
             "intermediate_size_per_partition": INNER,
+            "num_local_experts": EXPERTS,
+            "moe_parallel_config": SimpleNamespace(use_all2all_kernels=bool(changes.pop("use_all2all_kernels", False))),
         }
         moe: Any = SimpleNamespace(**{name: changes.get(name, value) for name, value in config.items()})
         self.moe_config = moe
@@ -116,14 +119,32 @@ FORMATS: dict[str, tuple[Callable[[], QuantizationConfig], bool]] = {
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_reads_every_format(monkeypatch: pytest.MonkeyPatch, form: str, dtype: torch.dtype) -> None:
-    monkeypatch.setenv("AERIE_CPU_INT4", "aerie")
+@pytest.mark.parametrize(
+    ("ours", "dtype"),
+    [
+        (AerieInt4Experts, torch.float32),
+        (AerieInt4Experts, torch.bfloat16),
+        (AerieInt4MoeExperts, torch.bfloat16),
+        (AerieInt4MoeExperts, torch.float16),
+    ],
+    ids=str,
+)
+def test_reads_every_format(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+    ours: type[Int4Experts],
+    dtype: torch.dtype,
+) -> None:
+    if ours is AerieInt4MoeExperts:
+        request.getfixturevalue("gpu_class")
+    monkeypatch.setenv("AERIE_INT4_KERNEL", "aerie")
     torch.manual_seed(0)
     make, with_zeros = FORMATS[form]
     layer = FakeRoutedExperts(dtype)
     method = make().get_quant_method(layer, PREFIX)
-    assert isinstance(method, AerieInt4Experts)
+    assert type(method) is ours
+    assert isinstance(method, AerieInt4Experts | AerieInt4MoeExperts)
     assert not method.is_monolithic
     layer.quant_method = method
     method.create_weights(layer, EXPERTS, HIDDEN, INNER, dtype, weight_loader=None)
@@ -149,7 +170,7 @@ def test_reads_every_format(monkeypatch: pytest.MonkeyPatch, form: str, dtype: t
     torch.compiler.reset()
     compiled = torch.compile(method.apply, fullgraph=True, backend="eager")
     assert torch.equal(compiled(layer, x, weights, ids, None, None), y)
-    # What is resident: half a byte a weight, and a scale and an offset in 16 bit.
+    # What is resident: half a byte a weight, and what belongs to its group.
     names = {name for name, parameter in layer.named_parameters() if parameter.numel() > 2 * EXPERTS}
     assert len(names) == 4
 
@@ -181,7 +202,7 @@ NONE_OF_THEIRS = NotImplementedError("No WNA16 MoE backend supports the deployme
         ("auto", True, torch.float32, THEIRS, True),
         ("auto", True, torch.float16, THEIRS, True),
         ("aerie", True, torch.bfloat16, THEIRS, True),
-        ("stock", False, torch.float32, THEIRS, False),
+        ("vllm", False, torch.float32, THEIRS, False),
     ],
 )
 def test_choice(
@@ -193,7 +214,7 @@ def test_choice(
     answer: object,
     ours: bool,
 ) -> None:
-    monkeypatch.setenv("AERIE_CPU_INT4", choice)
+    monkeypatch.setenv("AERIE_INT4_KERNEL", choice)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     stock_says(monkeypatch, answer)
     method = make().get_quant_method(FakeRoutedExperts(dtype), PREFIX)
@@ -201,7 +222,7 @@ def test_choice(
 
 
 def test_what_vllm_refuses_stays_refused_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AERIE_CPU_INT4", "stock")
+    monkeypatch.setenv("AERIE_INT4_KERNEL", "vllm")
     stock_says(monkeypatch, NONE_OF_THEIRS)
     with pytest.raises(NotImplementedError):
         compressed_config().get_quant_method(FakeRoutedExperts(), PREFIX)
@@ -218,7 +239,7 @@ def test_what_is_not_int4_is_left_to_vllm(monkeypatch: pytest.MonkeyPatch, confi
 @pytest.mark.parametrize(
     ("config", "changes", "word"),
     [
-        (compressed_config(), {"hidden_dim": 80}, "hidden size: 80 inputs are no multiple of the group size 32"),
+        (compressed_config(), {"hidden_dim": 80}, "hidden size: 80 inputs are no multiple of the group size 64"),
         (awq_config(), {"intermediate_size_per_partition": 40}, "inner size: 40 inputs"),
         (gptq_config(group=16), {}, "group size 16"),
         (compressed_config(), {"activation": MoEActivation.GELU}, "gelu"),
@@ -230,14 +251,14 @@ def test_what_is_not_int4_is_left_to_vllm(monkeypatch: pytest.MonkeyPatch, confi
 def test_what_it_does_not_know_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, config: QuantizationConfig, changes: dict[str, object], word: str
 ) -> None:
-    monkeypatch.setenv("AERIE_CPU_INT4", "aerie")
+    monkeypatch.setenv("AERIE_INT4_KERNEL", "aerie")
     with pytest.raises(QuantError, match=word) as refused:
         config.get_quant_method(FakeRoutedExperts(torch.float32, **changes), PREFIX)
     assert str(refused.value).startswith(f"{PREFIX}: ")
 
 
 def test_biases_that_only_the_checkpoint_has_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AERIE_CPU_INT4", "aerie")
+    monkeypatch.setenv("AERIE_INT4_KERNEL", "aerie")
     layer = FakeRoutedExperts()
     method = gptq_config().get_quant_method(layer, PREFIX)
     assert isinstance(method, AerieInt4Experts)
@@ -247,33 +268,30 @@ def test_biases_that_only_the_checkpoint_has_are_refused_by_name(monkeypatch: py
         method.process_weights_after_loading(layer)
 
 
-@pytest.mark.parametrize(("amx", "dtype", "serve"), [(True, torch.bfloat16, True), (True, torch.float32, False)])
-def test_stock_experts_need_amx_and_bfloat16(
-    monkeypatch: pytest.MonkeyPatch, amx: bool, dtype: torch.dtype, serve: bool
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert vllm_linear.stock_experts_serve(dtype) is serve
-
-
+@pytest.mark.usefixtures("gpu_class")
+@pytest.mark.parametrize("make", [compressed_config, gptq_config, awq_config])
 @pytest.mark.parametrize(
-    ("choice", "amx", "dtype", "name"),
+    ("choice", "dtype", "changes", "ours"),
     [
-        ("auto", False, "bfloat16", "AerieInt4Experts"),
-        ("auto", True, "bfloat16", "CPUExpertsInt4"),
-        ("auto", True, None, "AerieInt4Experts"),
-        ("aerie", True, "bfloat16", "AerieInt4Experts"),
-        ("stock", True, "bfloat16", "CPUExpertsInt4"),
+        ("aerie", torch.bfloat16, {}, True),
+        ("auto", torch.bfloat16, {}, False),
+        ("vllm", torch.bfloat16, {}, False),
+        ("aerie", torch.float32, {}, False),
+        ("aerie", torch.bfloat16, {"activation": MoEActivation.GELU}, False),
+        ("aerie", torch.bfloat16, {"use_all2all_kernels": True}, False),
+        ("aerie", torch.bfloat16, {"intermediate_size_per_partition": 96}, False),
     ],
 )
-def test_says_what_serves_experts(
-    monkeypatch: pytest.MonkeyPatch, choice: str, amx: bool, dtype: vllm_linear.Dtype | None, name: str
+def test_on_a_gpu_what_ours_does_not_take_is_vllm_s(
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[], QuantizationConfig],
+    choice: str,
+    dtype: torch.dtype,
+    changes: dict[str, object],
+    ours: bool,
 ) -> None:
-    monkeypatch.setenv("AERIE_CPU_INT4", choice)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert vllm_linear.serving_experts(dtype)[0] == name
-
-
-def test_says_when_nothing_can_serve_experts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AERIE_CPU_INT4", "stock")
-    with pytest.raises(ValueError, match="AERIE_CPU_INT4=stock"):
-        vllm_linear.serving_experts("float32")
+    monkeypatch.setenv("AERIE_INT4_KERNEL", choice)
+    stock_says(monkeypatch, THEIRS)
+    method = make().get_quant_method(FakeRoutedExperts(dtype, **changes), PREFIX)
+    assert (type(method) is AerieInt4MoeExperts) is ours
+    assert (method is THEIRS) is not ours

@@ -46,7 +46,7 @@ def test_float32_is_ours_on_every_cpu() -> None:
         ("auto", True, "bfloat16", 24, "AerieW4A16LinearKernel", "Output size (24) not supported by CPUWNA16"),
         ("auto", True, "bfloat16", 64, "AerieW4A16LinearKernel", "without AMX faster than vLLM's"),
         ("auto", True, "float16", 64, "CPUWNA16LinearKernel", "vLLM's own runs here with this type"),
-        ("aerie", True, "bfloat16", 64, "AerieW4A16LinearKernel", "AERIE_CPU_INT4=aerie"),
+        ("aerie", True, "bfloat16", 64, "AerieW4A16LinearKernel", "AERIE_INT4_KERNEL=aerie"),
     ],
 )
 def test_says_which_kernel_serves_and_why(
@@ -58,7 +58,7 @@ def test_says_which_kernel_serves_and_why(
     kernel: str,
     why: str,
 ) -> None:
-    monkeypatch.setenv("AERIE_CPU_INT4", choice)
+    monkeypatch.setenv("AERIE_INT4_KERNEL", choice)
     monkeypatch.setattr(vllm_kernel, "stock_operator_exists", lambda: stock_runs)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     name, reason = vllm_linear.serving_kernel(dtype, 32, (outputs, 128))
@@ -75,13 +75,13 @@ def test_says_which_kernel_serves_and_why(
         ("auto", True, True, torch.float32, True),
         ("auto", False, True, torch.bfloat16, True),
         ("aerie", True, True, torch.bfloat16, True),
-        ("stock", False, False, torch.float32, False),
+        ("vllm", False, False, torch.float32, False),
     ],
 )
 def test_choice(
     monkeypatch: pytest.MonkeyPatch, choice: str, stock_runs: bool, amx: bool, act: torch.dtype, ours: bool
 ) -> None:
-    monkeypatch.setenv("AERIE_CPU_INT4", choice)
+    monkeypatch.setenv("AERIE_INT4_KERNEL", choice)
     monkeypatch.setattr(vllm_kernel, "stock_operator_exists", lambda: stock_runs)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     implements, reason = AerieW4A16LinearKernel.can_implement(layer_config(act))
@@ -91,14 +91,14 @@ def test_choice(
 
 def test_says_when_no_kernel_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that vLLM would choose says yes, and would end at the first step."""
-    monkeypatch.setenv("AERIE_CPU_INT4", "stock")
-    with pytest.raises(ValueError, match=r"AERIE_CPU_INT4=stock, .* does not run torch\.float32"):
+    monkeypatch.setenv("AERIE_INT4_KERNEL", "vllm")
+    with pytest.raises(ValueError, match=r"AERIE_INT4_KERNEL=vllm, .* does not run torch\.float32"):
         vllm_linear.serving_kernel("float32")
 
 
 def test_unknown_choice_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AERIE_CPU_INT4", "fast")
-    with pytest.raises(QuantError, match="AERIE_CPU_INT4=fast"):
+    monkeypatch.setenv("AERIE_INT4_KERNEL", "fast")
+    with pytest.raises(QuantError, match="AERIE_INT4_KERNEL=fast"):
         vllm_linear.register()
 
 
@@ -107,6 +107,10 @@ def test_unknown_choice_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> N
     [
         (layer_config(shape=(96, 64), group=64), "96 inputs"),
         (layer_config(shape=(100, 64), group=-1), "100 inputs"),
+        (
+            MPLinearLayerConfig((128, 200), (128, 100), scalar_types.uint4, torch.float32, 32, zero_points=True),
+            "100 outputs of a rank",
+        ),
         (layer_config(group=16), "group size 16"),
         (layer_config(weight=scalar_types.uint8b128), "4-bit"),
         (layer_config(act=torch.float64), "float64"),
@@ -151,7 +155,7 @@ def test_reads_every_layout(
     monkeypatch: pytest.MonkeyPatch, layout: str, outputs: int, inputs: int, group: int
 ) -> None:
     """As vLLM hands them over: it has put AWQ's words into GPTQ's order."""
-    monkeypatch.setenv("AERIE_CPU_INT4", "aerie")
+    monkeypatch.setenv("AERIE_INT4_KERNEL", "aerie")
     torch.manual_seed(0)
     q, scale, zero = quantised(outputs, inputs, group)
     words = pack(q)
@@ -183,7 +187,7 @@ def test_reads_every_layout(
 
 
 def test_vllm_keeps_16_bit_layers_only_of_shapes_that_its_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AERIE_CPU_INT4", raising=False)
+    monkeypatch.delenv("AERIE_INT4_KERNEL", raising=False)
     monkeypatch.setattr(vllm_kernel, "stock_operator_exists", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert not AerieW4A16LinearKernel.can_implement(layer_config(torch.bfloat16, shape=(128, 64)))[0]
@@ -197,10 +201,10 @@ def test_configurations_have_vllm_s_names() -> None:
         assert get_quantization_config(name) is config
 
 
-@pytest.mark.parametrize(("choice", "float32"), [("auto", True), ("aerie", True), ("stock", False)])
+@pytest.mark.parametrize(("choice", "float32"), [("auto", True), ("aerie", True), ("vllm", False)])
 def test_awq_and_gptq_take_float32_unless_told_not_to(
     monkeypatch: pytest.MonkeyPatch, choice: str, float32: bool
 ) -> None:
-    monkeypatch.setenv("AERIE_CPU_INT4", choice)
+    monkeypatch.setenv("AERIE_INT4_KERNEL", choice)
     for config in (vllm_config.AerieAWQConfig, vllm_config.AerieGPTQConfig):
         assert (torch.float32 in config.get_supported_act_dtypes()) is float32

@@ -2,19 +2,12 @@
 """vLLM's own loaders on what we write: which modules they take for quantised. tests/engine has what those compute."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
-from vllm.config import VllmConfig, set_current_vllm_config
-from vllm.distributed import (
-    destroy_distributed_environment,
-    destroy_model_parallel,
-    ensure_model_parallel_initialized,
-    init_distributed_environment,
-)
 from vllm.model_executor.layers.linear import ReplicatedLinear, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import get_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
@@ -24,7 +17,6 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import is_layer_s
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
 from vllm.platforms import current_platform
 
-from aerie.quant import vllm_linear
 from aerie.quant.formats import FORMATS
 from aerie.quant.formats.base import Format, Selection
 from aerie.quant.methods.rtn import round_to_nearest
@@ -38,20 +30,6 @@ PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_pro
 MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "mlp_only_layers": [0]}
 SaveModel = Callable[..., Path]
 Name = Literal["compressed-tensors", "gptq", "awq"]
-
-
-@pytest.fixture(scope="module")
-def vllm_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What vLLM's layers ask for: a configuration, a group of one process, our kernel."""
-    current_platform.import_kernels()
-    vllm_linear.register()
-    meeting = tmp_path_factory.mktemp("vllm") / "meeting"
-    with set_current_vllm_config(VllmConfig()):
-        init_distributed_environment(1, 0, f"file://{meeting}", 0, "gloo")
-        ensure_model_parallel_initialized(1, 1)
-        yield
-    destroy_model_parallel()
-    destroy_distributed_environment()
 
 
 def vllm_config(name: str, quantization: dict[str, Any]) -> QuantizationConfig:

@@ -62,6 +62,12 @@ def test_a_line_a_kernel_names_every_layer() -> None:
     ]
 
 
+def test_a_worker_tells_of_the_main_model_and_the_draft() -> None:
+    worker = vllm_report.TellsKernels()
+    worker.model_runner = Holder(get_model=FakeModel, drafter=Holder(model=FakeModel()), speculator=Holder())
+    assert worker.aerie_kernels() == [f"FakeModel: {line}" for line in vllm_report.summary(FakeModel())] * 2
+
+
 def test_loaders_are_wrapped_once_and_say_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = FakeModel()
     monkeypatch.setattr(BaseModelLoader, "load_model", lambda loader, config, prefix="": model)
