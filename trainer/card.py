@@ -8,6 +8,7 @@ from typing import Any
 from aerie.artefacts import sha256_tree, write_atomic, write_json
 
 CARD, README = "card.json", "README.md"
+_METHODS = {"rtn": "rounding", "awq": "AWQ", "autoround": "AutoRound"}
 
 _TEXT = """# clinic-demo
 
@@ -20,12 +21,13 @@ to decide anything about a person's health.**
 
 | part | folder | size | made by |
 |---|---|---|---|
-| main model, INT4, group {group} | `main/` | {main_mb:.1f} MB | `trainer/recipes/clinic-main.yaml`, `aerie quantize` |
+| main model, INT4, group {group} | `main/` | {main_mb:.1f} MB | `trainer/recipes/clinic-{{main,int4}}.yaml` |
 | gated Eagle-3 head | `draft/` | {draft_mb:.1f} MB | `trainer/recipes/clinic-draft.yaml` |
 
 - Main model: commit `{main_commit}`, seeds {main_seeds}, {documents:,} dialogues, {tokens:,} tokens, {steps:,} steps;
   validation perplexity {perplexity:.3f} (of the assistant's tokens).
-- INT4: {before:.1f} MB → {after:.1f} MB of weights, relative weight error {error:.4f}.
+- INT4: {method}, {before:.1f} MB → {after:.1f} MB of weights; on held-out answers perplexity {loss:+.2%}, the same most
+  likely token for {top1:.2%}.
 - Head: commit `{draft_commit}`, seeds {draft_seeds}, trained on {supervised:,} tokens the INT4 model answered.
 {measured}
 `card.json` holds the recipes, versions, machine, input hashes, and the SHA-256 of every file; `aerie doctor` compares
@@ -40,6 +42,7 @@ def _size(folder: Path) -> float:
 def render(card: Mapping[str, Any], folder: Path) -> str:
     """The card's text. `card` is what `card.json` holds; sizes are those of `folder`."""
     main, quantised, draft = card["main"], card["quantisation"], card["draft"]
+    quality = quantised["quality"]
     measured = card.get("measured")
     lines = ""
     if measured:
@@ -60,7 +63,9 @@ def render(card: Mapping[str, Any], folder: Path) -> str:
         perplexity=main["validation_perplexity"],
         before=quantised["bytes_before"] / 1e6,
         after=quantised["bytes_after"] / 1e6,
-        error=quantised["relative_error"],
+        method=_METHODS[quantised["recipe"]["method"]],
+        loss=quality["perplexity_after"] / quality["perplexity_before"] - 1,
+        top1=quality["top1_agreement"],
         draft_commit=draft["commit"],
         draft_seeds=draft["seeds"],
         supervised=draft["data"]["supervised_tokens"],

@@ -14,23 +14,24 @@ from aerie.artefacts import REPOSITORY, output_directory, provenance, sha256_fil
 from aerie.trainer.card import write_card
 
 RECIPES = Path(__file__).parent / "recipes"
-MAIN, DRAFT = RECIPES / "clinic-main.yaml", RECIPES / "clinic-draft.yaml"
+MAIN, INT4, DRAFT = (RECIPES / f"clinic-{part}.yaml" for part in ("main", "int4", "draft"))
 WORK = Path("runs/clinic-demo")
 SHIPPED = REPOSITORY / "checkpoints" / "clinic-demo"
 # Records of how a part was made; the card repeats what matters of them.
-RECORDS = ("aerie.json", "quant_report.json", "provenance.json", "card.json", "README.md", "acceptance.svg")
+RECORDS = ("aerie.json", "quant_report.*", "provenance.json", "card.json", "README.md", "acceptance.svg")
 
 
 def build() -> None:
     """Run the stages whose results are missing."""
-    from aerie.quant.run import quantise
     from aerie.trainer.draft.run import run as train_draft
     from aerie.trainer.main.run import run as train_main
+    from aerie.trainer.quantise import Recipe
+    from aerie.trainer.quantise import run as quantise
 
     if not (WORK / "main").exists():
         train_main(MAIN)
     if not (WORK / "main-int4").exists():
-        quantise(WORK / "main", WORK / "main-int4")
+        quantise(WORK / "main", WORK / "main-int4", Recipe.from_yaml(INT4))
     if not (WORK / "draft").exists():
         train_draft(DRAFT)
 
@@ -42,7 +43,7 @@ def card() -> dict[str, Any]:
     draft = json.loads((WORK / "draft" / "provenance.json").read_text())
     return {
         "name": "clinic-demo",
-        "provenance": provenance({}, [], {path.name: sha256_file(path) for path in (MAIN, DRAFT)}),
+        "provenance": provenance({}, [], {path.name: sha256_file(path) for path in (MAIN, INT4, DRAFT)}),
         "main": {
             "made_by": main["provenance"],
             "documents": main["training"]["documents"],
@@ -50,7 +51,7 @@ def card() -> dict[str, Any]:
             "steps": main["training"]["steps"],
             "validation_perplexity": main["validation_perplexity"],
         },
-        "quantisation": {key: value for key, value in quantised.items() if key != "layers"},
+        "quantisation": {key: value for key, value in quantised.items() if key not in ("layers", "decoder")},
         "draft": {key: value for key, value in draft.items() if key != "curve"} | {"last": draft["curve"][-1]},
     }
 

@@ -108,4 +108,4 @@ def test_axes_enclose_any_values(values: list[float]) -> None:
     assert len(drawn) == len(values) + 2, "the curve, and its sample in the legend"
     for x, y in drawn:
         assert 0 <= float(x) <= chart.WIDTH
-        assert 0 <= float(y) <= panel.height
+        assert 0 <= float(y) <= panel.height(chart.WIDE)
