@@ -36,6 +36,8 @@ class EngineOptions(BaseModel):
     model: Path
     draft: Path | None = None
     draft_tokens: int = Field(default=4, ge=1)
+    scheduler: str | None = None
+    """Dotted name of a scheduler's class, which is given a schedule of K to change: `draft_tokens` throughout."""
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
     """None: float32 on CPUs, where BF16 may be emulated; the checkpoint's own elsewhere."""
     max_model_len: int | None = Field(default=None, ge=1)
@@ -54,6 +56,16 @@ class Answer:
     text: str
     finish_reason: str | None
     acceptance: AcceptanceCounts | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """How the model predicts one token of a given text."""
+
+    logprob: float
+    """Natural logarithm of its probability."""
+    first: bool
+    """Whether it is the likeliest."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,27 @@ class OfflineEngine:
         tokens = [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
         outputs = self._llm.generate(tokens, [_parameters(one) for one in each], use_tqdm=False)
         return [[_answer(one) for one in output.outputs] for output in outputs]
+
+    def scores(self, documents: Sequence[Sequence[int]]) -> list[list[Score]]:
+        """How the model predicts each token of each document from those before it: one fewer than its tokens."""
+        from vllm import SamplingParams, TokensPrompt
+
+        tokens = [TokensPrompt(prompt_token_ids=list(ids)) for ids in documents]
+        asked = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+        outputs = self._llm.generate(tokens, asked, use_tqdm=False)
+        return [
+            [
+                Score(predicted[token].logprob, predicted[token].rank == 1)
+                for token, predicted in zip(ids[1:], (output.prompt_logprobs or [])[1:], strict=True)
+                if predicted is not None
+            ]
+            for ids, output in zip(documents, outputs, strict=True)
+        ]
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a request may have, prompt and answer together."""
+        return int(self._llm.model_config.max_model_len)
 
     def in_worker(self, look: Callable[[Any], Result]) -> Result:
         """What `look(worker)` returns for vLLM's worker; needs an engine in this process, of one worker."""
@@ -161,6 +194,10 @@ def _engine_arguments(options: EngineOptions) -> dict[str, Any]:
             "model": str(options.draft),
             "num_speculative_tokens": options.draft_tokens,
         }
+        if options.scheduler is not None:
+            everywhere = [[1, options.max_num_seqs, options.draft_tokens]]
+            arguments["speculative_config"]["num_speculative_tokens_per_batch_size"] = everywhere
+            arguments["scheduler_cls"] = options.scheduler
         arguments["per_request_spec_decode_metrics"] = "summary"
     return arguments
 
