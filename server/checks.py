@@ -15,6 +15,7 @@ from aerie.server.errors import BadOption
 from aerie.server.plan import Plan
 
 log = logging.getLogger(__name__)
+BACKENDS = ("linear-backend", "moe-backend")
 
 
 def check(plan: Plan) -> None:
@@ -26,6 +27,7 @@ def check(plan: Plan) -> None:
     check_plugin()
     check_length(plan)
     check_parallel(plan)
+    check_backends(plan)
     check_int4(plan, "--model", plan.model)
     if plan.draft is not None:
         check_draft(plan, plan.draft)
@@ -41,9 +43,23 @@ def check_int4(plan: Plan, option: str, folder: Path) -> None:
     fix = "see what is served with `aerie doctor --model`, and quantise it so"
     if surveyed.trouble is not None:
         raise BadOption(option, surveyed.trouble, fix)
+    int4 = any(layer.group_size is not None for layer in surveyed.layers)
+    if int4 and plan.settings.int4_kernel == "vllm":
+        problem = "vLLM's own INT4 kernels take no float32, which a CPU is served in"
+        raise BadOption("--int4-kernel", problem, "choose auto, or --dtype bfloat16 where the CPU has it")
     for layer in surveyed.layers:
         if (reason := surveyed.refusal(layer)) is not None:
             raise BadOption(option, f"{layer.pattern} cannot be served: {reason}", fix)
+
+
+def check_backends(plan: Plan) -> None:
+    """The options `linear-backend` and `moe-backend` leave only kernels of one of vLLM's names, and ours have none."""
+    if plan.settings.int4_kernel != "aerie":
+        return
+    for name, value in plan.settings.engine_options.items():
+        if name.lstrip("-").replace("_", "-") in BACKENDS and value != "auto":
+            problem = f"aerie is asked for, and {name} of --engine-options asks for vLLM's {value}"
+            raise BadOption("--int4-kernel", problem, "leave one of them out")
 
 
 def check_lm_heads(plan: Plan, draft: Path) -> None:

@@ -14,6 +14,7 @@ import aerie
 from aerie.artefacts import sha256_file
 from aerie.draft_models.draft_kernels import PARTS, ours
 from aerie.quant.errors import QuantError
+from aerie.quant.kernel_choice import CHOICE_VARIABLE, kernel_choice
 from aerie.server.plan import Device, demo_home, device
 
 Status = Literal["ok", "off", "missing"]
@@ -139,6 +140,11 @@ def kernels() -> Iterator[Finding]:
     """What serves INT4 layers and the draft's step, which model runner, and what is off on this device."""
     from aerie.quant.vllm_linear import serving_experts, serving_kernel
 
+    try:
+        yield Finding("int4 choice", "ok", f"{kernel_choice()}, by {CHOICE_VARIABLE} or `aerie serve --int4-kernel`")
+    except QuantError as error:
+        yield Finding("int4 choice", "missing", str(error), f"unset {CHOICE_VARIABLE}, or choose one of these")
+        return
     for topic, (name, why) in (("int4 kernel", serving_kernel()), ("int4 experts", serving_experts())):
         yield Finding(topic, "ok", f"{name}: {why}")
     for part in PARTS:

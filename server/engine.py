@@ -4,7 +4,7 @@
 What differs: 0.33 moved `cli_args` from `entrypoints.launchers` to `entrypoints.common`.
 
 `build_async_engine_client` blocks its event loop until the engine is loaded, and a server must answer `/readyz`
-meanwhile. So `load` makes what it makes (`create_engine_config`, `AsyncLLM.from_vllm_config`) in a thread without a
+meanwhile. So `load` makes what it makes (`create_engine_config`, `from_vllm_config`) in a thread without a
 loop, where AsyncLLM defers its tasks, and `VllmEngine.open_api` finishes on the loop that serves.
 """
 
@@ -15,22 +15,47 @@ import os
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from types import ModuleType
+from functools import cache
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from starlette.types import ASGIApp
 
 from aerie.draft_models.contract import GATED_ARCHITECTURES
 from aerie.draft_models.draft_kernels import CHOICE_VARIABLE, DraftKernelsError, ours
+from aerie.quant import kernel_choice
 from aerie.server.checks import is_eagle3
 from aerie.server.errors import BadOption
+from aerie.server.middleware.request_rules import RequestRules
+from aerie.server.middleware.scrub import Scrub
+from aerie.server.occupancy import Capacity
+from aerie.server.openapi import describe
 from aerie.server.plan import Plan
 from aerie.server.readiness import Stage
+from aerie.server.settings import ServeSettings
+from aerie.server.telemetry import Telemetry
+from aerie.server.vllm_facts import read_facts
 
 if TYPE_CHECKING:
-    from vllm.v1.engine.async_llm import AsyncLLM
+    from aerie.server.observed import ObservedLLM
 
 ARGUMENT_MODULES = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.common.cli_args")
+KERNELS_EXTENSION = "aerie.quant.vllm_report.TellsKernels"
+REFUSED_OPTIONS = {
+    "api_key": "keys belong into the file of --api-key-file, as hashes",
+    "trust_remote_code": "a checkpoint must not bring code",
+    "middleware": "it would stand behind the rules for requests",
+    "allowed_origins": "--cors-origins says which pages may call",
+    "tool_server": "it would fetch what requests name",
+    "enable_prompt_embeds": "tensors in requests are not accepted",
+    "trust_request_chat_template": "the model's own template is used",
+    "trust_request_mm_kwargs": "only text is served",
+    "allowed_local_media_path": "only text is served",
+    "allowed_media_domains": "only text is served",
+    "enable_request_id_headers": "ids are given by aerie serve",
+}
+NGRAM_LENGTHS = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
+"""Of the last tokens, what is looked up further up; the longest that is found there is taken."""
 SHUTDOWN_SECONDS = 5.0
 """An engine core and its worker take about two seconds to go; what is slower is killed."""
 
@@ -38,9 +63,22 @@ SHUTDOWN_SECONDS = 5.0
 class VllmEngine:
     """A loaded engine: vLLM's client of the engine core, and the arguments it was made from."""
 
-    def __init__(self, client: "AsyncLLM", arguments: Namespace) -> None:
+    def __init__(self, client: "ObservedLLM", arguments: Namespace, settings: ServeSettings) -> None:
         self.client = client
         self.arguments = arguments
+        self.settings = settings
+        self.kernels: list[str] = []
+
+    @property
+    def capacity(self) -> Capacity:
+        """Sequences and tokens that fit at once."""
+        config = self.client.vllm_config
+        blocks = config.cache_config.num_gpu_blocks or 0
+        return Capacity(
+            sequences=config.scheduler_config.max_num_seqs,
+            tokens=blocks * config.cache_config.block_size,
+            longest=config.model_config.max_model_len,
+        )
 
     @property
     def errored(self) -> bool:
@@ -48,11 +86,8 @@ class VllmEngine:
         return bool(self.client.errored)
 
     @asynccontextmanager
-    async def open_api(self, server: object) -> AsyncIterator[ASGIApp]:
-        """The FastAPI application of vLLM over the engine, with its lifespan running.
-
-        `server` is the uvicorn server whose `should_exit` vLLM's error handlers set when the engine is dead.
-        """
+    async def open_api(self) -> AsyncIterator[ASGIApp]:
+        """The FastAPI application of vLLM over the engine, with its lifespan running."""
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
 
@@ -60,9 +95,26 @@ class VllmEngine:
         tasks = await self.client.get_supported_tasks()
         app = build_app(self.arguments, tasks, self.client.model_config)
         await init_app_state(self.client, app.state, self.arguments, tasks)
-        app.state.server = server
+        # vLLM's error handlers tell a server to exit when the engine is dead; that is for `supervisor` to decide.
+        app.state.server = SimpleNamespace(should_exit=False)
+        self.kernels = (await self.client.collective_rpc("aerie_kernels"))[0]
+        for path in app.state.openai_serving_models.base_model_paths:
+            path.model_path = path.name  # /v1/models would tell clients where the checkpoint lies
+        facts = read_facts(self.client)
+        theirs = app.openapi
+        # As FastAPI's documentation says it is done; made when it is first asked for.
+        names = [path.name for path in app.state.openai_serving_models.base_model_paths]
+        app.openapi = cache(lambda: describe(theirs(), facts, self.settings, names))  # type: ignore[method-assign]
         async with app.router.lifespan_context(app):
-            yield app
+            yield Scrub(RequestRules(app, facts, self.settings, stream_usage=self.settings.stream_usage))
+
+    async def warm_up(self) -> None:
+        """Have the engine make tokens in the ways that compile something when they are first asked for."""
+        await self.client.warm_up()
+
+    async def probe(self) -> None:
+        """Have the engine make one token."""
+        await self.client.probe()
 
     def shut_down(self) -> None:
         """Stop the engine core and its workers; returns when they are gone."""
@@ -72,14 +124,15 @@ class VllmEngine:
 
 
 def set_environment(plan: Plan) -> None:
-    """Defaults that vLLM and its libraries read from the environment; to be set before they are imported."""
+    """What vLLM, its libraries and our plugin in its processes read there; to be set before they are imported."""
+    os.environ[kernel_choice.CHOICE_VARIABLE] = plan.settings.int4_kernel
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", plan.settings.log_level.upper())
     # Every checkpoint is on disk by now; a lookup on a model hub could only delay or fail the start.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def load(plan: Plan, advance: Callable[[Stage], None]) -> VllmEngine:
+def load(plan: Plan, advance: Callable[[Stage], None], telemetry: Telemetry) -> VllmEngine:
     """Import vLLM and load the engine: seconds to minutes. Blocks; run it in a thread without an event loop.
 
     Raises:
@@ -89,9 +142,13 @@ def load(plan: Plan, advance: Callable[[Stage], None]) -> VllmEngine:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
     from vllm.utils.system_utils import set_ulimit
-    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from aerie.draft_models.vllm_scheduler import scheduler_class
+    from aerie.server.observed import ObservedLLM, StepLogger
 
     set_ulimit()
+    # `shut_down` silences it, and this may be a restart.
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
     arguments = parse_arguments(plan)
     advance(Stage.CONFIGURING)
     engine_arguments = AsyncEngineArgs.from_cli_args(arguments)
@@ -99,15 +156,21 @@ def load(plan: Plan, advance: Callable[[Stage], None]) -> VllmEngine:
         config = engine_arguments.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except ValueError as error:
         raise BadOption("options", f"vLLM refuses them ({error})", "change the one it names") from error
+    if plan.speculates and config.scheduler_config.scheduler_cls is None:
+        asynchronous = bool(config.scheduler_config.async_scheduling)
+        config.scheduler_config.scheduler_cls = scheduler_class(asynchronous=asynchronous)
     advance(Stage.LOADING)
-    client = AsyncLLM.from_vllm_config(
+    # vLLM does not say that it makes one of the class it is asked of.
+    client: Any = ObservedLLM.from_vllm_config(
         vllm_config=config,
         usage_context=UsageContext.OPENAI_API_SERVER,
+        stat_loggers=[lambda config, index: StepLogger(telemetry.stepped)],
         enable_log_requests=engine_arguments.enable_log_requests,
         aggregate_engine_logging=engine_arguments.aggregate_engine_logging,
         disable_log_stats=engine_arguments.disable_log_stats,
     )
-    return VllmEngine(client, arguments)
+    client.telemetry = telemetry
+    return VllmEngine(client, arguments, plan.settings)
 
 
 def parse_arguments(plan: Plan) -> Namespace:
@@ -118,7 +181,7 @@ def parse_arguments(plan: Plan) -> Namespace:
     """
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    module = _argument_module()
+    module = argument_module()
     parser = module.make_arg_parser(FlexibleArgumentParser())
 
     def refuse(message: str) -> NoReturn:
@@ -132,20 +195,28 @@ def parse_arguments(plan: Plan) -> Namespace:
         if flag in own:
             raise BadOption("--engine-options", f"{name} is set by an option of aerie serve", "use that option")
         theirs += _as_argument(flag, value)
-    known = [argument for flag, value in own.items() for argument in _as_argument(flag, value)]
-    arguments: Namespace = parser.parse_args([*known, *theirs])
+    arguments: Namespace = parser.parse_args([*own_arguments(plan), *theirs])
     try:
         module.validate_parsed_serve_args(arguments)
     except (TypeError, ValueError) as error:
         refuse(str(error))
+    for name, reason in REFUSED_OPTIONS.items():
+        # Looked up after parsing: an abbreviation or a file of options sets it as well.
+        if getattr(arguments, name, None) != parser.get_default(name):
+            raise BadOption("--engine-options", f"{name} is refused: {reason}", "leave it out")
     check_reasoning_parser(plan)
     return arguments
+
+
+def own_arguments(plan: Plan) -> list[str]:
+    """The arguments of `vllm serve` that a plan amounts to, `--engine-options` aside."""
+    return [argument for flag, value in engine_flags(plan).items() for argument in _as_argument(flag, value)]
 
 
 def engine_flags(plan: Plan) -> dict[str, Any]:
     """Options of `vllm serve` by flag; `None` leaves vLLM's default."""
     settings = plan.settings
-    statistics = settings.speculation_statistics if plan.draft is not None else "none"
+    statistics = settings.speculation_statistics if plan.speculates else "none"
     return {
         "--model": str(plan.model),
         "--served-model-name": plan.served_model_name,
@@ -161,15 +232,31 @@ def engine_flags(plan: Plan) -> dict[str, Any]:
         "--gpu-memory-utilization": settings.gpu_memory_utilization,
         "--speculative-config": speculative_config(plan),
         "--per-request-spec-decode-metrics": statistics,
-        "--enable-force-include-usage": settings.stream_usage or None,
+        **({} if plan.worker is None else {"--worker-cls": plan.worker}),
+        "--worker-extension-cls": KERNELS_EXTENSION,
+        **grammar_flags(plan),
     }
+
+
+def grammar_flags(plan: Plan) -> dict[str, Any]:
+    """One compiler of grammars, unless `--engine-options` names another.
+
+    By vLLM's `auto` the first request chooses the engine's compiler for good, and whatever later falls back to another
+    one passes vLLM's checks and fails in the engine with 500 (`StructuredOutputManager.grammar_init`).
+    """
+    named = {name.replace("_", "-").lstrip("-").partition(".")[0] for name in plan.settings.engine_options}
+    return {} if "structured-outputs-config" in named else {"--structured-outputs-config": {"backend": "xgrammar"}}
 
 
 def speculative_config(plan: Plan) -> dict[str, Any] | None:
     """The speculative configuration of vLLM; an EAGLE-3 head is named as such, other drafts vLLM recognises itself."""
+    if plan.ngram:
+        return {"method": "ngram", "num_speculative_tokens": plan.speculation.draft_tokens, **NGRAM_LENGTHS}
     if plan.draft is None or plan.draft_config is None:
         return None
-    config: dict[str, Any] = {"model": str(plan.draft), "num_speculative_tokens": plan.settings.draft_tokens}
+    config: dict[str, Any] = {"model": str(plan.draft), "num_speculative_tokens": plan.speculation.draft_tokens}
+    if plan.speculation.schedule is not None:
+        config["num_speculative_tokens_per_batch_size"] = [list(one) for one in plan.speculation.schedule]
     if _chooses_tokens(plan.draft_config):
         config["use_local_argmax_reduction"] = True
     return {"method": "eagle3", **config} if is_eagle3(plan.draft_config) else config
@@ -195,7 +282,8 @@ def check_reasoning_parser(plan: Plan) -> None:
         raise BadOption("--reasoning-parser", problem, f"choose none or one of {', '.join(known)}")
 
 
-def _argument_module() -> ModuleType:
+def argument_module() -> ModuleType:
+    """VLLM's module that makes and judges the arguments of `vllm serve`."""
     for name in ARGUMENT_MODULES:
         try:
             return importlib.import_module(name)

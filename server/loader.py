@@ -15,8 +15,10 @@ from starlette.types import ASGIApp
 
 from aerie.server.children import end_children
 from aerie.server.errors import BadOption, EngineFailed
+from aerie.server.occupancy import Capacity
 from aerie.server.plan import Plan
 from aerie.server.readiness import Readiness, Stage
+from aerie.server.telemetry import Telemetry
 
 GRACE_SECONDS = 3.0
 log = logging.getLogger(__name__)
@@ -29,14 +31,28 @@ class Engine(Protocol):
     def errored(self) -> bool:
         """Whether it died."""
 
-    def open_api(self, server: object) -> AbstractAsyncContextManager[ASGIApp]:
+    @property
+    def capacity(self) -> Capacity:
+        """What it works on at once."""
+
+    @property
+    def kernels(self) -> list[str]:
+        """Which kernel serves which layers, a line each; known once the API is open."""
+
+    def open_api(self) -> AbstractAsyncContextManager[ASGIApp]:
         """The application over it."""
+
+    async def warm_up(self) -> None:
+        """Have it compile what its first requests would wait for; returns when it has."""
+
+    async def probe(self) -> None:
+        """Have it make one token; returns when it has."""
 
     def shut_down(self) -> None:
         """End its processes; returns when they are gone."""
 
 
-Load = Callable[[Plan, Callable[[Stage], None]], Engine]
+Load = Callable[[Plan, Callable[[Stage], None], Telemetry], Engine]
 
 
 class Cancelled(Exception):  # noqa: N818 - not an error: the operator asked
@@ -46,12 +62,13 @@ class Cancelled(Exception):  # noqa: N818 - not an error: the operator asked
 class Loader(threading.Thread):
     """Runs `load` in a daemon thread; `finished` is set on the event loop when it has an engine or an error."""
 
-    def __init__(self, load: Load, plan: Plan, readiness: Readiness) -> None:
+    def __init__(self, load: Load, plan: Plan, readiness: Readiness, telemetry: Telemetry) -> None:
         super().__init__(name="engine-loader", daemon=True)
         self.finished = asyncio.Event()
         self._load = load
         self._plan = plan
         self._readiness = readiness
+        self._telemetry = telemetry
         self._cancelled = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._engine: Engine | None = None
@@ -63,7 +80,7 @@ class Loader(threading.Thread):
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self._engine = self._load(self._plan, self._advance)
+            self._engine = self._load(self._plan, self._advance, self._telemetry)
         except BaseException as error:  # handed to the event loop, which decides
             self._error = error
         with contextlib.suppress(RuntimeError):  # the loop may be closed by now

@@ -7,17 +7,20 @@ Only `config.json` files are read here, and neither torch nor vLLM is imported: 
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from aerie.artefacts import REPOSITORY
 from aerie.server.errors import BadOption
-from aerie.server.settings import AUTO, DEMO, NONE, ServeSettings
+from aerie.server.settings import AUTO, DEMO, NGRAM, NONE, ServeSettings
+from aerie.server.speculation import NO_DRAFT, Speculation, choose, no_draft
+from aerie.server.tuning import Setup, setup_here
 
 Device = Literal["cpu", "cuda"]
 CPU_KV_CACHE_BYTES = 512 << 20
+RESTING_WORKER = "aerie.draft_models.vllm_worker.RestingWorker"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -36,11 +39,42 @@ class Plan:
     dtype: str
     enforce_eager: bool
     kv_cache_bytes: int | None
+    speculation: Speculation
 
     def __str__(self) -> str:
         """What is served, in one line of the log."""
-        drafting = "no draft" if self.draft is None else f"{self.settings.draft_tokens} tokens a step from {self.draft}"
+        drafting = "n-grams" if self.ngram else "no draft" if self.draft is None else f"draft from {self.draft}"
         return f"{self.served_model_name} from {self.model}, {drafting}, {self.dtype} on {self.device}"
+
+    @property
+    def ngram(self) -> bool:
+        """Whether drafts are looked up in the request's own text instead of asked of a model."""
+        return self.settings.draft == NGRAM
+
+    @property
+    def speculates(self) -> bool:
+        """Whether the engine drafts at all."""
+        return self.draft is not None or self.ngram
+
+    @property
+    def worker(self) -> str | None:
+        """The class of vLLM's workers; ours, on a CPU, where there are loads at which the draft has nothing to do."""
+        schedule = self.speculation.schedule or ()
+        return RESTING_WORKER if self.device == "cpu" and any(k == 0 for _, _, k in schedule) else None
+
+    @property
+    def setup(self) -> Setup:
+        """What a tuning for this plan holds for; it needs a draft."""
+        if self.draft is None:
+            raise ValueError("without a draft there is nothing to tune")
+        return setup_here(
+            self.model,
+            self.draft,
+            dtype=self.dtype,
+            int4_kernel=self.settings.int4_kernel,
+            enforce_eager=self.enforce_eager,
+            tensor_parallel_size=self.settings.tensor_parallel_size,
+        )
 
 
 def demo_home() -> Path:
@@ -68,7 +102,7 @@ def make_plan(settings: ServeSettings) -> Plan:
     model_config = read_config("--model", model)
     draft = find_draft(settings, model)
     on_cpu = device() == "cpu"
-    return Plan(
+    found = Plan(
         settings=settings,
         device=device(),
         model=model,
@@ -82,12 +116,24 @@ def make_plan(settings: ServeSettings) -> Plan:
         dtype="float32" if settings.dtype == AUTO and on_cpu else settings.dtype,
         enforce_eager=on_cpu if settings.enforce_eager is None else settings.enforce_eager,
         kv_cache_bytes=settings.kv_cache_memory or (CPU_KV_CACHE_BYTES if on_cpu else None),
+        speculation=NO_DRAFT,
     )
+    return _with_speculation(found)
+
+
+def _with_speculation(plan: Plan) -> Plan:
+    """Decide K. A draft that a tuning never uses is not loaded."""
+    if plan.draft is None:
+        return replace(plan, speculation=no_draft(plan.settings))
+    speculation = choose(plan.settings, lambda: plan.setup)
+    if speculation.draft_tokens == 0:
+        return replace(plan, draft=None, draft_config=None, speculation=speculation)
+    return replace(plan, speculation=speculation)
 
 
 def find_draft(settings: ServeSettings, model: Path) -> Path | None:
-    """The draft's folder, or `None` for no speculation."""
-    if settings.draft == NONE:
+    """The draft's folder, or `None` for no speculation or one without a model."""
+    if settings.draft in {NONE, NGRAM}:
         return None
     if settings.draft != AUTO:
         return find_checkpoint("--draft", settings.draft)

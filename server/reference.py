@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from aerie.artefacts import write_atomic
 from aerie.server.settings import choices, default_text, fields, flag, group, is_boolean, variable
 
 BEGIN, END = "<!-- options: begin -->", "<!-- options: end -->"
-METAVARS = {int: "N", float: "X"}
-METAVAR_NAMES = {"kv_cache_memory": "SIZE", "engine_options": "JSON", "dtype": "TYPE", "log_level": "LEVEL"}
+METAVARS = {int: "N", float: "X", ByteSize: "SIZE"}
+METAVAR_NAMES = {"engine_options": "JSON", "api_key_file": "FILE", "dtype": "TYPE", "log_level": "LEVEL"}
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """The life of `aerie serve`: refuse, listen, load, answer, stop.
 
-The port opens at once and one uvicorn server keeps it for life; the engine loads in a thread of its own meanwhile.
+The port opens at once and one uvicorn server keeps it for life, through a drain and an engine's death; `supervisor` has
+the engine.
 """
 
 import asyncio
 import contextlib
 import copy
 import logging
-import math
 import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, MutableMapping
 
 import uvicorn
 
-from aerie.server import checks, engine
+from aerie.server import checks, engine, trust
 from aerie.server.app import create_app
 from aerie.server.children import adopt_orphans, end_children
-from aerie.server.errors import EngineFailed
-from aerie.server.loader import Engine, Load, Loader
+from aerie.server.connection import ConnectionLimits, limited
+from aerie.server.house import House
+from aerie.server.loader import Load
+from aerie.server.log_streams import keep_writable
 from aerie.server.plan import Plan, make_plan
-from aerie.server.readiness import Readiness, Stage
+from aerie.server.readiness import Stage
 from aerie.server.settings import ServeSettings
 from aerie.server.sources import misspelt
+from aerie.server.supervisor import Supervisor
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-WATCH_SECONDS = 0.25
+SOCKETS_VARIABLE = "VLLM_RPC_BASE_PATH"
+CLOSING_SECONDS = 2
+"""For uvicorn to close connections once the supervisor has drained them."""
 log = logging.getLogger(__name__)
 
 
@@ -50,13 +56,19 @@ def run(settings: ServeSettings) -> None:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, _end)
+    keep_writable()
+    trust.check_process(settings, os.environ)
     plan = make_plan(settings)
+    trust.check_checkpoints(plan)
     checks.check(plan)
     listener = checks.listen(settings.host, settings.port)
     engine.set_environment(plan)
     adopt_orphans()
     try:
-        with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
+        with (
+            private_sockets(os.environ),
+            asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner,
+        ):
             runner.run(serve(plan, listener, engine.load))
     finally:
         for number in STOP_SIGNALS:
@@ -65,46 +77,77 @@ def run(settings: ServeSettings) -> None:
         end_children()
 
 
+@contextlib.contextmanager
+def private_sockets(environ: MutableMapping[str, str]) -> Iterator[None]:
+    """Have vLLM put the sockets between its processes into a folder of this user alone, unless one is named.
+
+    Whoever connects to them is believed; vLLM's own place is the folder for everybody's temporary files.
+    """
+    if environ.get(SOCKETS_VARIABLE):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="aerie-", ignore_cleanup_errors=True) as folder:
+        environ[SOCKETS_VARIABLE] = folder
+        try:
+            yield
+        finally:
+            del environ[SOCKETS_VARIABLE]
+
+
 async def serve(plan: Plan, listener: socket.socket, load: Load) -> None:
     """Answer on `listener` while the engine loads, works and stops.
 
     Raises:
         BadOption, EngineFailed: see `run`.
     """
-    readiness = Readiness()
-    server = Server(uvicorn_config(plan, readiness))
+    house = House(plan.settings, positions=plan.speculation.draft_tokens)
+    house.plan = plan
+    server = Server(uvicorn_config(plan, house))
     log.info("%s", plan)
+    log.info("speculation: %s", plan.speculation.text)
+    if plan.speculation.warning is not None:
+        log.warning("%s", plan.speculation.warning)
     for remark in misspelt(os.environ):
         log.warning("%s", remark)
     stop = asyncio.Event()
+    supervisor = Supervisor(plan, house, load, stop)
     for number in STOP_SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, _on_signal, stop, server)
+        asyncio.get_running_loop().add_signal_handler(number, _on_signal, supervisor, server)
     http = asyncio.create_task(server.serve(sockets=[listener]))
+    http.add_done_callback(lambda _: stop.set())
     while not (server.started or http.done()):  # stopped before it has started, uvicorn leaves the port open
         await asyncio.sleep(0.01)
     try:
-        loaded = await _load(Loader(load, plan, readiness), readiness, stop)
-        if loaded is not None:
-            await _answer(loaded, readiness, server, http, stop)
+        await supervisor.run()
     except BaseException:
-        readiness.advance(Stage.FAILED)
+        house.readiness.advance(Stage.FAILED)
         raise
     finally:
         server.should_exit = True
         await http
 
 
-def uvicorn_config(plan: Plan, readiness: Readiness) -> uvicorn.Config:
+def uvicorn_config(plan: Plan, house: House) -> uvicorn.Config:
     """The configuration of uvicorn over our application, its log format used for our lines too."""
     settings = plan.settings
     logs = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     logs["loggers"]["aerie"] = {"handlers": ["default"], "level": settings.log_level.upper(), "propagate": False}
     return uvicorn.Config(
-        create_app(readiness),
+        create_app(settings, house),
+        http=limited(
+            ConnectionLimits(
+                connections=settings.max_connections,
+                header_bytes=settings.max_header_bytes,
+                header_seconds=settings.header_seconds,
+                write_seconds=settings.write_seconds,
+            )
+        ),
+        ws="none",
         log_config=logs,
         log_level=settings.log_level,
         access_log=settings.access_log,
-        timeout_graceful_shutdown=math.ceil(settings.grace_seconds),
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=CLOSING_SECONDS,
         lifespan="off",
         server_header=False,
     )
@@ -115,43 +158,6 @@ def _end(number: int, frame: object) -> None:
     sys.exit(0)
 
 
-def _on_signal(stop: asyncio.Event, server: Server) -> None:
+def _on_signal(supervisor: Supervisor, server: Server) -> None:
     """The first signal stops in order, the second at once."""
-    server.force_exit = stop.is_set()
-    stop.set()
-
-
-async def _load(loader: Loader, readiness: Readiness, stop: asyncio.Event) -> Engine | None:
-    """The loaded engine, or `None` when the operator stopped the server first."""
-    loader.start()
-    waits = [asyncio.create_task(event.wait()) for event in (loader.finished, stop)]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
-    if stop.is_set():
-        readiness.advance(Stage.STOPPING)
-        await loader.abandon()
-        return None
-    return loader.engine()
-
-
-async def _answer(
-    loaded: Engine, readiness: Readiness, server: Server, http: asyncio.Task[None], stop: asyncio.Event
-) -> None:
-    """Serve requests until a signal or the engine's death, then let running requests finish and end the engine."""
-    try:
-        readiness.advance(Stage.OPENING)
-        async with loaded.open_api(server) as application:
-            readiness.open(application, lambda: loaded.errored)
-            log.info("ready after %.0f s", readiness.seconds)
-            while not (stop.is_set() or loaded.errored or http.done()):
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), WATCH_SECONDS)
-            died = not stop.is_set()
-            readiness.advance(Stage.FAILED if died else Stage.STOPPING)
-            server.should_exit = True
-            await asyncio.wait({http})
-    finally:
-        await asyncio.to_thread(loaded.shut_down)
-    if died:
-        raise EngineFailed("the engine died")
+    server.force_exit = supervisor.signal()

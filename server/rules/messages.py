@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts and messages: how many, text only, and nothing that reaches behind the chat template."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from aerie.server.front_settings import LimitSettings
+from aerie.server.refusals import BadRequest
+from aerie.server.rules.facts import Facts
+from aerie.server.rules.sampling import check_token
+from aerie.server.strict_json import member
+
+TEXT_PARTS = frozenset(
+    {
+        *("text", "refusal", "thinking", "redacted_thinking", "tool_use", "tool_result", "tool_reference"),
+        *("input_text", "output_text", "reasoning_text", "summary_text"),
+    }
+)
+TOOL_TYPES = frozenset({"function"})
+TEXT_ITEMS = frozenset({None, "message", "reasoning", "function_call", "function_call_output"})
+MEDIA_FIELDS = (
+    *("image_url", "image", "image_pil", "image_embeds", "input_audio", "audio", "audio_url", "audio_embeds"),
+    *("video_url", "video_embeds", "file", "file_id", "file_url", "file_data", "source", "prompt_embeds"),
+)
+CHAT_PARTS = ("messages", "input", "system", "instructions", "tools", "documents", "chat_template_kwargs")
+TEMPLATE_PARAMETERS = frozenset(
+    {
+        *("chat_template", "tokenize", "conversation", "tools", "documents", "add_generation_prompt", "return_dict"),
+        *("continue_final_message", "return_assistant_tokens_mask", "return_tensors", "padding", "truncation"),
+        *("max_length", "tokenizer_kwargs", "processor_kwargs", "messages"),
+    }
+)
+"""Parameters of transformers' `apply_chat_template`, which are no variables of a template."""
+
+
+def check_messages(body: dict[str, Any], facts: Facts, limits: LimitSettings) -> None:
+    """Everything that becomes prompt.
+
+    Raises:
+        BadRequest: too many, no text, or a control token in a chat's text.
+    """
+    _check_prompts(body, facts, limits)
+    for name in ("messages", "input"):
+        items = body.get(name)
+        if isinstance(items, list):
+            if len(items) > limits.max_messages:
+                raise BadRequest(name, f"{name} must have {limits.max_messages} entries at most.")
+            for index, item in enumerate(items):
+                _check_message(item, f"{name}[{index}]")
+    _check_parts(body.get("system"), "system")
+    for index, tool in enumerate(body.get("tools") or []):
+        # Anthropic's have no type; the others of OpenAI's run on the server, and some fetch what they are told to.
+        if isinstance(tool, dict) and tool.get("type", "function") not in TOOL_TYPES:
+            path = f"tools[{index}].type"
+            raise BadRequest(
+                path, f"{path}: this server runs no tools; only functions may be named.", "unsupported_content"
+            )
+    _check_template(body)
+    if limits.control_tokens == "refuse" and facts.control is not None:
+        for name in CHAT_PARTS:
+            for path, text in _texts(body.get(name), name):
+                if found := facts.control.search(text):
+                    reason = f"{path} holds {found.group()}, which would end the message and begin another"
+                    raise BadRequest(path, f"{reason}.", "control_token")
+
+
+def _check_prompts(body: dict[str, Any], facts: Facts, limits: LimitSettings) -> None:
+    prompt = body.get("prompt")
+    lists = [("prompt", prompt)] if isinstance(prompt, list) else []
+    if lists and prompt and not isinstance(prompt[0], int):
+        if len(prompt) > limits.max_prompts:
+            raise BadRequest("prompt", f"prompt must have {limits.max_prompts} entries at most.")
+        lists = [(f"prompt[{index}]", inner) for index, inner in enumerate(prompt)]
+    for path, ids in [*lists, ("tokens", body.get("tokens"))]:
+        if isinstance(ids, list):
+            for index, token in enumerate(ids):
+                if not isinstance(token, int):
+                    raise BadRequest(f"{path}[{index}]", "A prompt is a string or a list of token ids.", "invalid_type")
+                check_token(token, f"{path}[{index}]", facts)
+
+
+def _check_message(message: object, path: str) -> None:
+    if not isinstance(message, dict):
+        return
+    kind = message.get("type")
+    if path.startswith("input") and kind not in TEXT_ITEMS:
+        raise _no_text(f"{path}.type")
+    if kind == "function_call_output":
+        # With it vLLM takes the item for one of an answer, whose parts its renderer fails on with 500.
+        message.pop("created_by", None)
+    for name in ("audio", *MEDIA_FIELDS):
+        if message.get(name) is not None:
+            raise _no_text(member(path, name))
+    for name in ("content", "output", "summary"):
+        _check_parts(message.get(name), f"{path}.{name}")
+
+
+def _check_parts(parts: object, path: str) -> None:
+    """Parts are allowed by type: one that is not listed is never looked at, let alone fetched."""
+    if not isinstance(parts, list):
+        return
+    for index, part in enumerate(parts):
+        where = f"{path}[{index}]"
+        if isinstance(part, str):
+            continue
+        if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS:
+            raise _no_text(f"{where}.type")
+        for name in MEDIA_FIELDS:
+            if part.get(name) is not None:
+                raise _no_text(member(where, name))
+        _check_parts(part.get("content"), f"{where}.content")
+
+
+def _no_text(path: str) -> BadRequest:
+    return BadRequest(path, f"{path}: this server takes text only.", "unsupported_content")
+
+
+def _check_template(body: dict[str, Any]) -> None:
+    for name in body.get("chat_template_kwargs") or {}:
+        if name in TEMPLATE_PARAMETERS or not name.isidentifier() or name.startswith("_"):
+            path = member("chat_template_kwargs", name)
+            raise BadRequest(path, f"{path} is no variable of a chat template.", "unsupported_parameter")
+
+
+def _texts(value: object, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _texts(inner, f"{path}[{index}]")
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield member(path, key), key
+            yield from _texts(inner, member(path, key))

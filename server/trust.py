@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is not trusted: an interpreter without checks, unsafe serialisation, checkpoints with code, an open port."""
+
+import ipaddress
+import json
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from aerie.server.errors import BadOption
+from aerie.server.keys import open_keys
+from aerie.server.plan import Plan
+from aerie.server.settings import ServeSettings
+
+KEY_VARIABLES = ("VLLM_API_KEY", "AERIE_API_KEY")
+OFF = ("", "0", "false", "False")
+CODE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py", ".so", ".dill", ".joblib"})
+CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+
+
+def check_process(settings: ServeSettings, environ: Mapping[str, str], *, optimised: int = sys.flags.optimize) -> None:
+    """Refuse what would serve with a door open.
+
+    Raises:
+        BadOption: the option or the variable, and the fix.
+    """
+    if optimised:
+        raise BadOption("python -O", "it removes assertions, some of which are vLLM's checks", "start without it")
+    if environ.get("VLLM_ALLOW_INSECURE_SERIALIZATION", "") not in OFF:
+        name = "VLLM_ALLOW_INSECURE_SERIALIZATION"
+        raise BadOption(name, "it lets messages between processes run code", "unset it")
+    for name in KEY_VARIABLES:
+        if environ.get(name):
+            raise BadOption(name, "keys in the environment are not read", "name a file with --api-key-file")
+    if settings.insecure_no_auth and settings.api_key_file is not None:
+        raise BadOption("--insecure-no-auth", "--api-key-file is given too", "leave one of them out")
+    open_keys(settings)
+    if settings.api_key_file is None and not settings.insecure_no_auth and not is_loopback(settings.host):
+        fix = "name keys with --api-key-file (`aerie key NAME` makes one), or say --insecure-no-auth"
+        raise BadOption("--host", f"{settings.host} opens the server to the network, and there are no API keys", fix)
+    if settings.key_concurrency is not None and settings.api_key_file is None:
+        raise BadOption("--key-concurrency", "there are no API keys", "name them with --api-key-file")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether every address of a host is this machine's own; one that is no address is refused when it is bound."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError):
+        return True
+    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+
+
+def check_checkpoints(plan: Plan) -> None:
+    """Refuse checkpoints that bring code, or weights whose loading can run some.
+
+    Raises:
+        BadOption: the file.
+    """
+    for option, folder in (("--model", plan.model), ("--draft", plan.draft)):
+        if folder is not None:
+            check_folder(option, folder)
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """One checkpoint: safetensors, JSON and text only.
+
+    Raises:
+        BadOption: the file.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in CODE_SUFFIXES:
+            fix = "serve a folder that holds safetensors, JSON and text only"
+            raise BadOption(option, f"{path.name} in {folder} can run code when it is loaded", fix)
+    for name in CONFIGS:
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            raise BadOption(option, f"{path} is not JSON", "copy the checkpoint again") from None
+        if _names_code(config):
+            fix = "use a checkpoint whose architecture vLLM has"
+            raise BadOption(option, f"{path} names code of its own (auto_map)", fix)
+
+
+def _names_code(value: object) -> bool:
+    if isinstance(value, dict):
+        return bool(value.get("auto_map")) or any(map(_names_code, value.values()))
+    return isinstance(value, list) and any(map(_names_code, value))

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to a connection between two requests."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from tests.server.door.wire import CLOSE, SOON, Serve, say, status
+
+from aerie.server.settings import ServeSettings
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@asynccontextmanager
+async def kept(port: int) -> AsyncIterator[Streams]:
+    """A connection that has had an answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\nhi")
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def test_a_new_connection_takes_the_place_of_the_one_longest_idle(serve: Serve) -> None:
+    async with serve(max_connections=2) as port, kept(port) as (first, _), kept(port) as (second, _):
+        assert status(await say(port, b"GET /livez HTTP/1.1\r\n" + CLOSE + b"\r\n")) == 200
+        async with asyncio.timeout(SOON):
+            assert await first.read() == b""
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(second.read(), 0.1)
+
+
+async def test_an_idle_connection_outlives_a_clients_pool_and_not_the_limit(serve: Serve) -> None:
+    """httpx, and so the official clients, keep connections for 5 s; uvicorn closes them after as long by default."""
+    assert ServeSettings().keep_alive_seconds > 60
+    async with serve(keep_alive_seconds=1) as port, kept(port) as (reader, _), asyncio.timeout(SOON):
+        assert await reader.read() == b""
+
+
+async def test_a_byte_between_requests_buys_no_more_than_the_headers_time(serve: Serve) -> None:
+    async with serve(header_seconds=0.3) as port, kept(port) as (reader, writer), asyncio.timeout(SOON):
+        writer.write(b"\r\n")
+        assert await reader.read() == b""

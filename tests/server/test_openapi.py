@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The description of the server, made from one like vLLM's."""
+
+from typing import Any
+
+from aerie.server.middleware.known_routes import ROUTES
+from aerie.server.openapi import describe
+from aerie.server.rules.facts import Facts
+from aerie.server.settings import ServeSettings
+
+TEXT = {"type": "object", "required": ["type"], "properties": {"type": {"const": "text"}, "text": {"type": "string"}}}
+PICTURE = {"type": "object", "properties": {"type": {"const": "image_url"}, "image_url": {"type": "string"}}}
+CHAT = "ChatCompletionRequest"
+
+
+def reference(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def theirs() -> dict[str, Any]:
+    parts = {"type": "array", "items": {"anyOf": [reference("Text"), reference("Picture")]}}
+    fields = {
+        "model": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "messages": parts,
+        "n": {"type": "integer"},
+        "prompt_embeds": {"type": "string"},
+        "min_p": {"type": "number"},
+    }
+    request = {"content": {"application/json": {"schema": reference(CHAT)}}}
+    chat = {"requestBody": request, "responses": {"200": {"description": "OK"}, "422": {"description": "No"}}}
+    schemas = {CHAT: {"type": "object", "properties": fields}, "Text": TEXT, "Picture": PICTURE, "Other": {}}
+    paths = {"/v1/chat/completions": {"post": chat}, "/collective_rpc": {"post": chat}}
+    return {"openapi": "3.1.0", "paths": paths, "components": {"schemas": schemas}}
+
+
+def test_it_is_of_what_is_served_and_accepted() -> None:
+    facts = Facts(shapes={}, vocabulary=100, context=512, speculative=True)
+    told = describe(theirs(), facts, ServeSettings(max_choices=3), ["m"])
+    assert set(told["paths"]) <= set(ROUTES)
+    assert set(told["paths"]["/v1/chat/completions"]["post"]["responses"]) > {"200", "400", "503"}
+    assert "422" not in told["paths"]["/v1/chat/completions"]["post"]["responses"]
+    schemas = told["components"]["schemas"]
+    assert set(schemas) == {CHAT, "Text", "Error"}
+    assert schemas[CHAT]["additionalProperties"] is False
+    fields = schemas[CHAT]["properties"]
+    assert fields["model"]["enum"] == ["m", None]
+    assert fields["messages"]["items"]["anyOf"] == [reference("Text")]
+    assert (fields["n"]["minimum"], fields["n"]["maximum"]) == (1, 3)
+    assert fields["min_p"]["maximum"] < 0.001
+    assert "prompt_embeds" not in fields
+
+
+def test_it_says_which_routes_need_a_key() -> None:
+    facts = Facts(shapes={}, vocabulary=100, context=512, speculative=False)
+    assert "security" not in describe(theirs(), facts, ServeSettings(), ["m"])
+    told = describe(theirs(), facts, ServeSettings(api_key_file="keys"), ["m"])
+    assert told["security"] == [{name: []} for name in told["components"]["securitySchemes"]]
+    open_ones = {path for path, methods in told["paths"].items() if methods.get("get", {}).get("security") == []}
+    assert open_ones == {"/livez", "/readyz", "/health"}

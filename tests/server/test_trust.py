@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `aerie serve` does not start with, however it was asked to."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aerie.server import trust
+from aerie.server.engine import REFUSED_OPTIONS, parse_arguments
+from aerie.server.errors import BadOption
+from aerie.server.keys import make_key
+from aerie.server.plan import make_plan
+from aerie.server.settings import ServeSettings
+
+AERIE = (sys.executable, "-P", "-m", "aerie")
+MakeCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_text(make_key("alice")[1])
+    return path
+
+
+def check(environ: dict[str, str] | None = None, *, optimised: int = 0, **settings: object) -> None:
+    trust.check_process(ServeSettings.model_validate(settings), environ or {}, optimised=optimised)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "8.8.8.8"])
+def test_a_port_open_to_the_network_needs_keys_or_a_clear_word(key_file: Path, host: str) -> None:
+    with pytest.raises(BadOption, match=r"^--host: .* there are no API keys; .*--insecure-no-auth"):
+        check(host=host)
+    check(host=host, api_key_file=str(key_file))
+    check(host=host, insecure_no_auth=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_the_loopback_address_needs_no_keys(host: str) -> None:
+    check(host=host)
+
+
+def test_options_that_contradict_each_other(key_file: Path) -> None:
+    with pytest.raises(BadOption, match=r"^--insecure-no-auth: "):
+        check(insecure_no_auth=True, api_key_file=str(key_file))
+    with pytest.raises(BadOption, match=r"^--key-concurrency: there are no API keys"):
+        check(key_concurrency=1)
+
+
+def test_a_file_of_keys_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(BadOption, match=r"^--api-key-file: cannot read .*`aerie key NAME`"):
+        check(api_key_file=str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("name", ["VLLM_API_KEY", "AERIE_API_KEY"])
+def test_keys_in_the_environment_are_not_ignored_in_silence(name: str) -> None:
+    with pytest.raises(BadOption, match=rf"^{name}: .*--api-key-file") as refused:
+        check({name: "secret-value"})
+    assert "secret-value" not in str(refused.value)
+    check({name: ""})
+
+
+def test_insecure_serialisation() -> None:
+    with pytest.raises(BadOption, match=r"^VLLM_ALLOW_INSECURE_SERIALIZATION: .*; unset it"):
+        check({"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"})
+    check({"VLLM_ALLOW_INSECURE_SERIALIZATION": "0"})
+
+
+def test_an_interpreter_without_assertions(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    with pytest.raises(BadOption, match=r"^python -O"):
+        check(optimised=1)
+    environ = {**os.environ, "PYTHONOPTIMIZE": "1"}
+    command = [*AERIE, "serve", "--model", str(make_checkpoint())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environ)
+    assert (done.returncode, done.stderr.startswith("aerie: error: python -O: ")) == (2, True)
+
+
+@pytest.mark.parametrize("role", ["model", "draft"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "x.pt", "x.PTH", "x.pkl", "modeling_x.py", "x.so"])
+def test_files_that_can_run_code(make_checkpoint: MakeCheckpoint, role: str, name: str) -> None:
+    folders = {"model": make_checkpoint("m"), "draft": make_checkpoint("d")}
+    (folders[role] / name).touch()
+    plan = make_plan(ServeSettings(model=str(folders["model"]), draft=str(folders["draft"])))
+    with pytest.raises(BadOption, match=rf"^--{role}: {name} in .* can run code"):
+        trust.check_checkpoints(plan)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_configurations_that_name_code(make_checkpoint: MakeCheckpoint, name: str, nested: bool) -> None:
+    folder = make_checkpoint()
+    code = {"auto_map": {"AutoConfig": "evil.Config"}}
+    config = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    (folder / name).write_text(json.dumps({**config, **({"vision_config": [code]} if nested else code)}))
+    with pytest.raises(BadOption, match=r"^--model: .*auto_map"):
+        trust.check_checkpoints(make_plan(ServeSettings(model=str(folder))))
+
+
+def test_a_checkpoint_without_code_passes(make_checkpoint: MakeCheckpoint) -> None:
+    trust.check_checkpoints(make_plan(ServeSettings(model=str(make_checkpoint()))))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"trust-remote-code": True}, "trust_remote_code"),
+        ({"trust_remote_cod": True}, "trust_remote_code"),
+        ({"api-key": "secret-value"}, "api_key"),
+        ({"api_ke": "secret-value"}, "api_key"),
+        ({"middleware": "os.system"}, "middleware"),
+        ({"enable-prompt-embeds": True}, "enable_prompt_embeds"),
+        ({"allowed-origins": ["*"]}, "allowed_origins"),
+        ({"allowed-local-media-path": "/"}, "allowed_local_media_path"),
+    ],
+)
+def test_engine_options_that_open_a_door(
+    make_checkpoint: MakeCheckpoint, options: dict[str, object], name: str
+) -> None:
+    plan = make_plan(ServeSettings.model_validate({"model": str(make_checkpoint()), "engine_options": options}))
+    with pytest.raises(BadOption, match=rf"^--engine-options: {name} is refused: {REFUSED_OPTIONS[name]}") as refused:
+        parse_arguments(plan)
+    assert "secret-value" not in str(refused.value)
+
+
+def test_every_refused_option_is_one_of_vllm_s(make_checkpoint: MakeCheckpoint) -> None:
+    arguments = parse_arguments(make_plan(ServeSettings(model=str(make_checkpoint()))))
+    assert [name for name in REFUSED_OPTIONS if not hasattr(arguments, name)] == []
