@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Command-line options that the benchmarks share, and how they are recorded."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from aerie.draft_models.acceptance import AcceptanceError
 
 DEMO_MODEL = REPOSITORY / "checkpoints/clinic-demo/main"
 DEMO_DRAFT = REPOSITORY / "checkpoints/clinic-demo/draft"
+SHAPING = ("OMP_NUM_THREADS", "VLLM_", "AERIE_")
+"""How variables begin that shape a server's speed."""
 
 _FOLDER = {"exists": True, "file_okay": False}
 Out = Annotated[Path, typer.Option(dir_okay=False, help="Result file to write.")]
@@ -28,7 +31,11 @@ Count = Annotated[int, typer.Option(min=1, help="Prompts.")]
 Seed = Annotated[int, typer.Option(help="Seed of the prompts and of the engine.")]
 Prompts = Annotated[
     Path | None,
-    typer.Option(exists=True, dir_okay=False, help="JSONL of chats instead of the clinic's held-out consultations."),
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="File of prompts instead of the clinic's held-out consultations; docs/benchmarks.md lists the forms.",
+    ),
 ]
 
 
@@ -56,6 +63,11 @@ def recorded(arguments: Mapping[str, Any], **more: object) -> dict[str, JsonValu
     """A command's arguments for the provenance; paths relative to the repository, where the result goes left out."""
     chosen = {name: value for name, value in arguments.items() if name != "out"} | more
     return {name: _portable(value) for name, value in chosen.items()}
+
+
+def environment(names: tuple[str, ...] = SHAPING) -> dict[str, str]:
+    """The variables whose names begin so, for the provenance."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(names)}
 
 
 def inputs(**paths: Path | None) -> dict[str, str]:

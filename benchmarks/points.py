@@ -25,12 +25,19 @@ class Points:
         digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
         self.folder = work / digest[:16]
 
-    def kept(self, name: str, measure: Callable[[], list[Record]]) -> list[Record]:
-        """What `measure` returned, now or in an earlier run."""
+    def found(self, name: str) -> list[Record] | None:
+        """What was kept of a point; `None` when it was never finished."""
         path = self.folder / f"{name}.json"
         if not path.exists():
-            artefacts.write_json(path, measure())
+            return None
         records: list[Record] = json.loads(path.read_text())
+        return records
+
+    def kept(self, name: str, measure: Callable[[], list[Record]]) -> list[Record]:
+        """What `measure` returned, now or in an earlier run."""
+        if (records := self.found(name)) is None:
+            records = measure()
+            artefacts.write_json(self.folder / f"{name}.json", records)
         return records
 
 

@@ -73,11 +73,33 @@ class ResultFile(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read and validate a file; raises ResultsError."""
+        """Read and validate a file; raises ResultsError, which names the first fault and where it is."""
         try:
-            return cls.model_validate(json.loads(path.read_text()))
-        except (OSError, json.JSONDecodeError, ValidationError) as error:
-            raise ResultsError(f"{path}: {error}") from error
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
+        except json.JSONDecodeError as error:
+            raise ResultsError(f"{path}: is not JSON: line {error.lineno}: {error.msg}") from error
+        except UnicodeDecodeError as error:
+            raise ResultsError(f"{path}: is not text") from error
+        try:
+            return cls.model_validate(found)
+        except ValidationError as error:
+            raise ResultsError(f"{path}: {_fault(found, error)}") from error
+
+
+def _fault(found: object, error: ValidationError) -> str:
+    """What keeps a file from being a result of this version, and what to do."""
+    parts = set(ResultFile.model_fields)
+    if not isinstance(found, dict) or not parts & found.keys():
+        return f"is no result file: it has none of {', '.join(sorted(parts))}"
+    first = error.errors(include_url=False)[0]
+    where, provenance = ".".join(map(str, first["loc"])), found.get("provenance")
+    commit = provenance.get("commit") if isinstance(provenance, dict) else None
+    written = (
+        f"commit {commit}, which wrote it, reads it" if isinstance(commit, str) else "it names no commit that wrote it"
+    )
+    return f"is no result file of this version: {where}: {first['msg']}; {written}"
 
 
 def merge(parts: Mapping[str, ResultFile]) -> ResultFile:

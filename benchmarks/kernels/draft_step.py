@@ -11,7 +11,7 @@ element-wise gate and head together; `copy_gbs`; `error_PART`, the largest. `hea
 """
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated
 
 import torch
@@ -20,6 +20,7 @@ import typer
 from aerie.benchmarks import options
 from aerie.benchmarks.errors import BenchmarkError
 from aerie.benchmarks.kernels.draft_step_parts import Part, Sizes, Step
+from aerie.benchmarks.kernels.timing import Budget, GraphTimer, Timer, copy_bandwidth, interleaved
 from aerie.benchmarks.points import Record, number
 from aerie.benchmarks.results_file import Provenance, ResultFile, Run
 
@@ -27,51 +28,18 @@ NAME = "kernels/draft_step"
 TOKENS = (1, 2, 4, 8, 16, 32, 64)
 COPIES = 16
 STEP = ("prologue", "gate_elementwise", "head")
-COPIED_BYTES = 2**30
 TOLERANCE = {torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
-def graph_of(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
-    """The calls, one after another, after each has run once outside: a kernel is compiled when first called."""
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    return graph
-
-
-def microseconds(graph: torch.cuda.CUDAGraph) -> float:
-    """Of one replay."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) * 1000
-
-
-def timed(ways: Mapping[str, Sequence[Callable[[], object]]], replays: int) -> dict[str, list[float]]:
-    """Microseconds a call of each way, one value a replay, the ways taking turns."""
-    graphs = {name: graph_of(calls) for name, calls in ways.items()}
-    for graph in graphs.values():
-        microseconds(graph)
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(replays):
-        for name, graph in graphs.items():
-            times[name].append(microseconds(graph) / len(ways[name]))
-    return times
-
-
-def measure_part(name: str, make: Callable[[], Part], tokens: int, replays: int) -> Record:
+def measure_part(
+    name: str, make: Callable[[], Part], tokens: int, timer: Timer, rounds: int, budget: Budget | None = None
+) -> Record:
     """One record: median and spread of every way, and the bytes a call moves."""
     copies = [make() for _ in range(COPIES)]
     ways = {way: [copy.ways[way] for copy in copies] for way in copies[0].ways}
     record: Record = {"part": name, "tokens": tokens, "bytes": copies[0].bytes}
-    for way, times in timed(ways, replays).items():
-        record |= {way: statistics.median(times), f"{way}_std": statistics.stdev(times)}
+    for way, times in interleaved(ways, timer, rounds, budget).items():
+        record |= {way: statistics.median(times), f"{way}_std": statistics.stdev(times), "rounds": len(times)}
     return record
 
 
@@ -80,19 +48,16 @@ def errors(sizes: Sizes, dtype: torch.dtype, tokens: Iterable[int], device: str)
     records: list[Record] = []
     for count in tokens:
         for name, make in Step(sizes, count, dtype, device).parts():
-            error = make().error()
-            if not error <= TOLERANCE[dtype]:
-                raise BenchmarkError(f"{name} at {count} tokens in {dtype}: relative error {error:.2g}")
-            records.append({"part": name, "tokens": count, "dtype": str(dtype), "error": error})
+            records.append(part_error(name, make, count, dtype))
     return records
 
 
-def copy_bandwidth(replays: int) -> Record:
-    """Bytes a second that a copy reads and writes, in GB."""
-    source = torch.empty(COPIED_BYTES, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    times = timed({"copy": [lambda: target.copy_(source)]}, replays)["copy"]
-    return {"copy_gbs": 2 * COPIED_BYTES / statistics.median(times) / 1000}
+def part_error(name: str, make: Callable[[], Part], tokens: int, dtype: torch.dtype) -> Record:
+    """Our error in one part; raises BenchmarkError where it is too large."""
+    error = make().error()
+    if not error <= TOLERANCE[dtype]:
+        raise BenchmarkError(f"{name} at {tokens} tokens in {dtype}: relative error {error:.2g}")
+    return {"part": name, "tokens": tokens, "dtype": str(dtype), "error": error}
 
 
 def figures(records: Sequence[Record]) -> dict[str, float]:
@@ -132,10 +97,11 @@ def main(
     torch.manual_seed(seed)
     sizes = Sizes()
     records = [one for dtype in TOLERANCE for one in errors(sizes, dtype, TOKENS, "cuda")]
-    records.append(copy_bandwidth(replays))
+    timer = GraphTimer()
+    records.append(copy_bandwidth(timer, replays))
     for tokens in TOKENS:
         step = Step(sizes, tokens, torch.bfloat16, "cuda")
-        records += [measure_part(name, make, tokens, replays) for name, make in step.parts()]
+        records += [measure_part(name, make, tokens, timer, replays) for name, make in step.parts()]
     result = ResultFile(
         provenance=Provenance.now({**arguments, "gpu": torch.cuda.get_device_name()}, [seed]),
         runs=[Run(benchmark=NAME, measured=record) for record in records],

@@ -22,6 +22,27 @@ TABLES = {80: "default", 90: "sm_90", 100: "default"}
 """The table of cuts that a GPU of an architecture gets."""
 
 
+def loop_arguments(how: Cut, group_size: int, asymmetric: bool, dtype: torch.dtype, odd: bool) -> dict[str, object]:
+    """What the kernels that run the inner loop are told of their weights and their cut."""
+    return {
+        "words_ptr": "*i32",
+        "tables_ptr": "*i32",
+        "control_ptr": "*i32",
+        "outputs": "i32" if odd else "i32:16",
+        "inputs": "i32:16",
+        "steps": "i32",
+        "group": group_size,
+        "asymmetric": asymmetric,
+        "scale_dtype": SCALES[dtype],
+        "splits": how.splits,
+        "tile_n": how.tile_n,
+        "tile_m": how.tile_m,
+        "stages": how.stages,
+        "even": not odd,
+        "whole": not odd,
+    }
+
+
 @dataclass(frozen=True)
 class Case:
     """One build of the kernel."""
@@ -72,28 +93,14 @@ class Case:
         how, pointer = self.cut, POINTERS[self.dtype]
         arguments: dict[str, object] = {
             "x_ptr": pointer,
-            "words_ptr": "*i32",
-            "tables_ptr": "*i32",
-            "control_ptr": "*i32",
             "bias_ptr": pointer if self.bias else None,
             "residual_ptr": pointer if self.residual else None,
             "y_ptr": pointer,
             "partial_ptr": "*fp32" if how.splits > 1 else None,
             "rows": "i32",
-            "outputs": "i32" if self.odd else "i32:16",
-            "inputs": "i32:16",
-            "steps": "i32",
-            "group": self.group_size,
-            "asymmetric": self.asymmetric,
-            "scale_dtype": SCALES[self.dtype],
             "silu_mul": self.silu_mul,
-            "splits": how.splits,
-            "tile_n": how.tile_n,
-            "tile_m": how.tile_m,
-            "stages": how.stages,
-            "even": not self.odd,
-            "whole": not self.odd,
             "ptx": self.ptx,
+            **loop_arguments(how, self.group_size, self.asymmetric, self.dtype, self.odd),
         }
         return build(int4_gemm, arguments, self.architecture, how.warps, how.stages)
 

@@ -7,7 +7,8 @@ without the draft, `t1_p_value` of a permutation test, `t1_detectable` (the true
 are compared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -48,6 +49,25 @@ def figures_of(test: TotalVariationTest) -> dict[str, float]:
     return figures if test.detectable is None else figures | {"t1_detectable": test.detectable}
 
 
+def measure(
+    model: Path, draft: Path, draft_tokens: int, prompts: Sequence[Prompt], samples: int, length: int, seed: int
+) -> dict[str, JsonValue]:
+    """Sample without and with the draft, and test whether both sample alike."""
+    plain_options = EngineOptions(model=model, draft_tokens=draft_tokens, max_num_seqs=32, seed=seed)
+    # Another seed: with the same one the first tokens would be coupled, and the engines look more alike than chance.
+    drafted_options = plain_options.model_copy(update={"draft": draft, "seed": seed + 1})
+    plain = sample(plain_options, prompts, samples, length)
+    drafted = sample(drafted_options, prompts, samples, length)
+    test = compare(plain, drafted, seed)
+    return {**test.model_dump(mode="json"), "prompts": len(prompts), "samples": samples}
+
+
+def figures_of_record(measured: Mapping[str, JsonValue]) -> dict[str, float]:
+    """Flat figures of what `measure` returned."""
+    fields = {name: value for name, value in measured.items() if name in TotalVariationTest.model_fields}
+    return figures_of(TotalVariationTest.model_validate(fields))
+
+
 def main(
     out: options.Out,
     model: options.Model = options.DEMO_MODEL,
@@ -62,20 +82,15 @@ def main(
     """Compare what engines with and without the draft sample at temperature 1."""
     arguments = options.recorded(locals())
     rendered = render(model, held_out(count, seed, prompts))
-    plain_options = EngineOptions(model=model, draft_tokens=draft_tokens, max_num_seqs=32, seed=seed)
-    # Another seed: with the same one the first tokens would be coupled, and the engines look more alike than chance.
-    drafted_options = plain_options.model_copy(update={"draft": draft, "seed": seed + 1})
-    plain = sample(plain_options, rendered, samples, length)
-    drafted = sample(drafted_options, rendered, samples, length)
-    test = compare(plain, drafted, seed)
-    measured: dict[str, JsonValue] = {**test.model_dump(mode="json"), "prompts": count, "samples": samples}
+    measured = measure(model, draft, draft_tokens, rendered, samples, length, seed)
+    figures = figures_of_record(measured)
     inputs = options.inputs(model=model, draft=draft, prompts=prompts)
     ResultFile(
         provenance=Provenance.now(arguments, [seed, seed + 1], inputs),
         runs=[Run(benchmark=NAME, measured=measured)],
-        figures=figures_of(test),
+        figures=figures,
     ).write(out)
-    options.show(figures_of(test))
+    options.show(figures)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 `python -m aerie.benchmarks.serving.first_light --out FILE`. Figures: `speedup_c1` and its spread over rounds.
 """
 
-import os
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,18 +16,16 @@ from aerie.benchmarks import options
 from aerie.benchmarks.prompts import Prompt, held_out, render
 from aerie.benchmarks.results_file import Provenance, ResultFile, Run
 from aerie.benchmarks.serving.load import LoadOptions
-from aerie.benchmarks.serving.processes import Server, free_port, running_server, serve_command
+from aerie.benchmarks.serving.processes import Server, aerie_server
 from aerie.benchmarks.serving.rounds import Round, idle_cores, measure_round, warm_up
 from aerie.benchmarks.serving.speedup import check_same_texts, speedup_figures
 
 NAME = "serving.first_light"
-ENVIRONMENT = ("OMP_NUM_THREADS", "VLLM_", "AERIE_")
 
 
 def start(stack: ExitStack, name: str, arguments: list[str], logs: Path) -> Server:
     """Start `aerie serve` with `arguments` until `stack` closes."""
-    port = free_port()
-    return stack.enter_context(running_server(name, serve_command(port, arguments), port, logs / f"{name}.log"))
+    return stack.enter_context(aerie_server(name, arguments, logs / f"{name}.log"))
 
 
 def measure(
@@ -64,7 +61,7 @@ def main(
 ) -> None:
     """Measure the speed-up that the draft gives."""
     levels = sorted(set(concurrency or [1]))
-    arguments = options.recorded(locals(), levels=levels, environment=_environment())
+    arguments = options.recorded(locals(), levels=levels, environment=options.environment())
     rendered = render(model, held_out(count * rounds, seed, prompts))
     by_round = [rendered[index * count : (index + 1) * count] for index in range(rounds)]
     load = LoadOptions(tokenizer=model, max_tokens=max_tokens, concurrency=levels[0])
@@ -82,10 +79,6 @@ def main(
     provenance = Provenance.now(arguments, [seed], options.inputs(model=model, draft=draft, prompts=prompts))
     ResultFile(provenance=provenance, runs=raw, figures=figures).write(out)
     options.show(figures)
-
-
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(ENVIRONMENT)}
 
 
 if __name__ == "__main__":

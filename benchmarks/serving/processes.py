@@ -9,16 +9,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from aerie.benchmarks.errors import BenchmarkError
 from aerie.benchmarks.serving.cpu_time import session_seconds
 
 SERVE = "import sys; from aerie.cli import main; sys.exit(main())"
-READY_PATH = "/readyz"
+READY_PATH = "/health"
 READY_TIMEOUT_S = 900.0
 STOP_TIMEOUT_S = 30.0
 
@@ -60,6 +61,20 @@ def serve_command(port: int, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-P", "-c", SERVE, "serve", "--host", "127.0.0.1", "--port", str(port), *arguments]
 
 
+@contextmanager
+def aerie_server(
+    name: str,
+    arguments: Sequence[str],
+    log: Path,
+    command_of: Callable[[int, Sequence[str]], list[str]] = serve_command,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Server]:
+    """`running_server` of `aerie serve` with these arguments, on a port of its own."""
+    port = free_port()
+    with running_server(name, command_of(port, arguments), port, log, environment=environment) as server:
+        yield server
+
+
 def tail(log: Path, lines: int = 15) -> str:
     """The end of a log."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
@@ -97,16 +112,38 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def running_server(
-    name: str, command: Sequence[str], port: int, log: Path, timeout_s: float = READY_TIMEOUT_S
+def launched_server(
+    name: str,
+    command: Sequence[str],
+    port: int,
+    log: Path,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Server]:
-    """Start `command` in a process group of its own, yield it once it is ready, and leave nothing behind."""
+    """Start `command` in a process group of its own, yield it at once, and leave nothing behind.
+
+    `environment` is added to this process's.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **environment}
+        )
     try:
-        server = Server(name, port, process, log)
-        wait_ready(server, timeout_s)
-        yield server
+        yield Server(name, port, process, log)
     finally:
         stop(process)
+
+
+@contextmanager
+def running_server(
+    name: str,
+    command: Sequence[str],
+    port: int,
+    log: Path,
+    timeout_s: float = READY_TIMEOUT_S,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Server]:
+    """`launched_server`, yielded once it is ready."""
+    with launched_server(name, command, port, log, environment) as server:
+        wait_ready(server, timeout_s)
+        yield server

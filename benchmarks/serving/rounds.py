@@ -4,19 +4,36 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from aerie.benchmarks.prompts import Prompt
 from aerie.benchmarks.serving.cpu_time import busy_seconds
+from aerie.benchmarks.serving.generator import Generator
 from aerie.benchmarks.serving.load import LoadOptions, LoadReport, put_load
 from aerie.benchmarks.serving.processes import Server
 
 IDLE_WINDOW_S = 5.0
 
 
+class Loaded(Protocol):
+    """A server that load is put to."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 - what it is called in a result
+    @property
+    def url(self) -> str: ...  # noqa: D102 - its base address, without a path
+    def cpu_seconds(self) -> float | None:
+        """CPU time used so far; `None` for a server that is not ours to look into."""
+        ...
+
+
 class Round(BaseModel):
-    """What one server did in one round; CPU figures are cores kept busy, on average, while the round lasted."""
+    """What one server did in one round; CPU figures are cores kept busy, on average, while the round lasted.
+
+    They are unknown for a server that was only named by its address.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,10 +41,10 @@ class Round(BaseModel):
     index: int
     concurrency: int
     report: LoadReport
-    cores_server: float
+    cores_server: float | None
     cores_waiting: float
-    """By the server that is not under load."""
-    cores_others: float
+    """By the servers that are not under load."""
+    cores_others: float | None
     """By everything that is neither server nor load generator: what disturbs the measurement."""
 
     def raw(self) -> dict[str, JsonValue]:
@@ -37,9 +54,10 @@ class Round(BaseModel):
 
     def summary(self) -> str:
         """One line for the terminal."""
+        others = "" if self.cores_others is None else f"; others kept {self.cores_others:.2f} cores busy"
         return (
             f"round {self.index} c{self.concurrency} {self.server:9} {self.report.output_tokens_per_s:7.1f} tokens/s, "
-            f"{self.report.output_tokens} tokens; others kept {self.cores_others:.2f} cores busy"
+            f"{self.report.output_tokens} tokens{others}"
         )
 
 
@@ -51,31 +69,42 @@ def idle_cores(server: Server, window_s: float = IDLE_WINDOW_S) -> float:
 
 
 def measure_round(
-    server: Server,
-    waiting: Sequence[Server],
+    server: Loaded,
+    waiting: Sequence[Loaded],
     index: int,
     prompts: Sequence[Prompt],
     options: LoadOptions,
     directory: Path,
+    generator: Generator | None = None,
 ) -> Round:
-    """Put the prompts to `server`; the account spans the load generator's whole life, its start-up included."""
+    """Put the prompts to `server`; the account spans the load generator's whole run."""
     started, busy, own = time.monotonic(), busy_seconds(), server.cpu_seconds()
-    idle = sum(other.cpu_seconds() for other in waiting)
-    report = put_load(server.url, prompts, options, directory)
-    elapsed, busy, own = time.monotonic() - started, busy_seconds() - busy, server.cpu_seconds() - own
-    idle = sum(other.cpu_seconds() for other in waiting) - idle
+    idle = _together(waiting)
+    report = put_load(server.url, prompts, options, directory, generator)
+    elapsed, busy, idle = time.monotonic() - started, busy_seconds() - busy, _together(waiting) - idle
+    used = None if own is None else (server.cpu_seconds() or own) - own
     return Round(
         server=server.name,
         index=index,
         concurrency=options.concurrency,
         report=report,
-        cores_server=round(own / elapsed, 3),
+        cores_server=None if used is None else round(used / elapsed, 3),
         cores_waiting=round(idle / elapsed, 3),
-        cores_others=round(max(0.0, busy - own - idle - report.client_cpu_s) / elapsed, 3),
+        cores_others=None if used is None else round(max(0.0, busy - used - idle - report.client_cpu_s) / elapsed, 3),
     )
 
 
-def warm_up(servers: Sequence[Server], prompts: Sequence[Prompt], options: LoadOptions, directory: Path) -> None:
+def _together(servers: Sequence[Loaded]) -> float:
+    return sum(server.cpu_seconds() or 0.0 for server in servers)
+
+
+def warm_up(
+    servers: Sequence[Loaded],
+    prompts: Sequence[Prompt],
+    options: LoadOptions,
+    directory: Path,
+    generator: Generator | None = None,
+) -> None:
     """A few requests to each server before anything counts: first-use allocations and tokenizer caches."""
     for server in servers:
-        put_load(server.url, prompts[:2], options, directory / f"{server.name}-warm-up")
+        put_load(server.url, prompts[:2], options, directory / f"{server.name}-warm-up", generator)

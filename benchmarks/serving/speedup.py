@@ -14,10 +14,16 @@ class TextsDifferError(BenchmarkError):
     """The servers answered differently at temperature 0: the speed-up would compare different work."""
 
 
-def _pairs(rounds: Sequence[Round], concurrency: int) -> list[tuple[Round, Round]]:
+def pairs(rounds: Sequence[Round], concurrency: int, first: str, second: str) -> list[tuple[Round, Round]]:
+    """What two servers did in each round at a concurrency, in the order of rounds."""
     by_key = {(one.server, one.index): one for one in rounds if one.concurrency == concurrency}
     indices = sorted({index for _, index in by_key})
-    return [(by_key[WITH, index], by_key[WITHOUT, index]) for index in indices]
+    return [(by_key[first, index], by_key[second, index]) for index in indices]
+
+
+def pooled_rate(side: Sequence[Round]) -> float:
+    """Output tokens per second of one server over all of its rounds."""
+    return sum(one.report.output_tokens for one in side) / sum(one.report.duration_s for one in side)
 
 
 def levels(rounds: Sequence[Round]) -> list[int]:
@@ -33,7 +39,7 @@ def check_same_texts(rounds: Sequence[Round]) -> dict[str, float]:
     """
     shares = {}
     for concurrency in levels(rounds):
-        sides = [(a.report.texts, b.report.texts) for a, b in _pairs(rounds, concurrency)]
+        sides = [(a.report.texts, b.report.texts) for a, b in pairs(rounds, concurrency, WITH, WITHOUT)]
         texts = [pair for side in sides for pair in zip(*side, strict=True)]
         different = [pair for pair in texts if pair[0] != pair[1]]
         if concurrency == 1 and different:
@@ -48,12 +54,9 @@ def speedup_figures(rounds: Sequence[Round]) -> dict[str, float]:
     """For each concurrency: the ratio of output tokens per second pooled over rounds, and its spread over rounds."""
     figures: dict[str, float] = {}
     for concurrency in levels(rounds):
-        pairs = _pairs(rounds, concurrency)
-        ratios = [a.report.output_tokens_per_s / b.report.output_tokens_per_s for a, b in pairs]
-        pooled = [
-            sum(one.report.output_tokens for one in side) / sum(one.report.duration_s for one in side)
-            for side in zip(*pairs, strict=True)
-        ]
+        both = pairs(rounds, concurrency, WITH, WITHOUT)
+        ratios = [a.report.output_tokens_per_s / b.report.output_tokens_per_s for a, b in both]
+        pooled = [pooled_rate(side) for side in zip(*both, strict=True)]
         suffix = f"c{concurrency}"
         figures |= {
             f"speedup_{suffix}": pooled[0] / pooled[1],

@@ -8,7 +8,14 @@ import pytest
 
 from aerie.benchmarks.prompts import Prompt, PromptsError, held_out
 from aerie.benchmarks.serving import cpu_time
-from aerie.benchmarks.serving.load import LoadError, LoadOptions, LoadReport, bench_arguments, write_dataset
+from aerie.benchmarks.serving.load import (
+    TIMES,
+    LoadError,
+    LoadOptions,
+    LoadReport,
+    bench_arguments,
+    write_dataset,
+)
 from aerie.benchmarks.serving.rounds import Round
 from aerie.benchmarks.serving.speedup import TextsDifferError, check_same_texts, speedup_figures
 
@@ -24,10 +31,8 @@ def saved(**changes: object) -> dict[str, Any]:
         "total_input_tokens": 20,
         "total_output_tokens": 100,
         "output_throughput": 50.0,
-        "median_ttft_ms": 1.0,
-        "p99_ttft_ms": 2.0,
-        "median_tpot_ms": 3.0,
-        "p99_tpot_ms": 4.0,
+        "request_throughput": 1.0,
+        **{f"{kind}_{time}_ms": 1.0 for time in TIMES.split(",") for kind in ("mean", "median", "p90", "p99")},
         "spec_decode_num_drafts": 30,
         "generated_texts": list(TEXTS),
         "errors": ["", ""],
@@ -91,7 +96,7 @@ def test_load_is_greedy_to_the_natural_end_and_never_oversampled(tmp_path: Path)
     options = LoadOptions(tokenizer=tmp_path, max_tokens=256, concurrency=2)
     arguments = bench_arguments("http://x", tmp_path / "prompts.json", tmp_path / "result.json", 8, options)
     values = dict(zip(arguments[::2], arguments[1::2], strict=False))
-    assert (values["--temperature"], values["--max-concurrency"], values["--num-prompts"]) == ("0", "2", "8")
+    assert (values["--temperature"], values["--max-concurrency"], values["--num-prompts"]) == ("0.0", "2", "8")
     assert "--no-oversample" in arguments
     assert "--ignore-eos" not in arguments
 

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of an `aerie serve` that is to be started: what they say, and whether it would take them."""
+
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from aerie.server.errors import BadOption
+from aerie.server.plan import make_plan
+from aerie.server.settings import NONE, fields, flag, is_boolean
+from aerie.server.sources import load
+
+OURS = ("--host", "--port")
+"""The benchmark gives them itself."""
+
+
+def told(arguments: Sequence[str], name: str) -> str | None:
+    """The value of an option, given as `--flag value` or `--flag=value`; the last one wins, as for their parser."""
+    found = [word.partition("=")[2] for word in arguments if word.startswith(f"{name}=")]
+    found += [value for word, value in pairwise(arguments) if word == name]
+    return found[-1] if found else None
+
+
+def told_k(arguments: Sequence[str]) -> int | None:
+    """K as the options tell it; `None` where they do not."""
+    if "--no-draft" in arguments or told(arguments, "--draft") == NONE:
+        return 0
+    value = told(arguments, "--draft-tokens") or ""
+    return int(value) if value.isdecimal() else None
+
+
+def check(variant: str, arguments: Sequence[str]) -> None:
+    """Plan the server as it would itself, in a moment, rather than have it refuse after others were started.
+
+    Raises:
+        BadOption: it would not start.
+    """
+    known, typed, config, left = {flag(name): name for name in fields()}, dict[str, object](), None, list(arguments)
+    switches = {word: name for word, name in known.items() if is_boolean(fields()[name])}
+    while left:
+        word, equals, value = left.pop(0).partition("=")
+        if word in switches:
+            typed[switches[word]] = True
+        elif word.startswith("--no-") and (name := switches.get(word.replace("--no-", "--", 1))) is not None:
+            typed[name] = False
+        elif word == "--no-draft":
+            typed["draft"] = NONE
+        elif word in OURS or word not in {*known, "--config"}:
+            problem = "is given by the benchmark" if word in OURS else "is no option of aerie serve"
+            raise BadOption("--variant", f"{variant}: {word} {problem}", "leave it out")
+        elif not equals and not left:
+            raise BadOption("--variant", f"{variant}: {word} has no value", "give one")
+        elif word == "--config":
+            config = Path(value if equals else left.pop(0))
+        else:
+            typed[known[word]] = value if equals else left.pop(0)
+    try:
+        make_plan(load(typed, os.environ, config))
+    except BadOption as error:
+        raise BadOption("--variant", f"{variant}: {error.option}: {error.problem}", error.fix) from error
