@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line. Rooms are imported by the command that needs them, so that `--help` answers at once."""
 
+import contextlib
 import inspect
 import itertools
 import logging
@@ -18,6 +19,9 @@ from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 import aerie
+from aerie.benchmarks.errors import BenchmarkError
+from aerie.cli_bench import bench
+from aerie.cli_tune import tune
 from aerie.quant.errors import QuantError
 from aerie.server import settings
 from aerie.server.errors import BadOption, EngineFailed
@@ -29,6 +33,8 @@ train = typer.Typer(no_args_is_help=True, help="Train the main model or a draft 
 app.add_typer(train, name="train")
 draft = typer.Typer(no_args_is_help=True, help="Look at a trained draft.")
 app.add_typer(draft, name="draft")
+app.add_typer(bench, name="bench")
+app.command()(tune)
 
 SOURCES = (
     ("--config FILE", "YAML file of the options below, such as `draft_tokens: 4`; also AERIE_CONFIG."),
@@ -41,10 +47,10 @@ OptionalRecipe = Annotated[Path | None, typer.Option("--recipe", help="YAML reci
 
 
 def main() -> None:
-    """Entry point. Every mistake of the user's is one line on stderr and exit status 2."""
+    """Entry point. Every mistake of the user's is one line on stderr and exit status 2, what fails ends with 1."""
     try:
         status = app(standalone_mode=False)
-    except (BadOption, EngineFailed, QuantError, TrainerError, TyperException) as error:
+    except (BadOption, BenchmarkError, EngineFailed, QuantError, TrainerError, TyperException) as error:
         status = _complain(error)
     except (typer.Abort, KeyboardInterrupt):
         status = 130
@@ -54,8 +60,9 @@ def main() -> None:
 def _complain(error: Exception) -> int:
     """Say it in one line; returns the exit status."""
     message = error.format_message() if isinstance(error, TyperException) else str(error)
-    print("aerie: error:", *message.split(), file=sys.stderr, flush=True)
-    return 1 if isinstance(error, EngineFailed) else 2
+    with contextlib.suppress(OSError):  # the status tells, where a full disk keeps the line
+        print(" ".join(("aerie: error:", *message.split())), file=sys.stderr, flush=True)
+    return 1 if isinstance(error, BenchmarkError | EngineFailed) else 2
 
 
 def _leave(status: int) -> NoReturn:
@@ -182,6 +189,18 @@ def doctor(
 
         findings += safely(partial(checkpoint, model, None if dtype == "auto" else dtype))
     return show(findings, as_json=json_output)
+
+
+@app.command()
+def key(name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is; the log says it.")]) -> None:
+    """Make an API key: the key itself, shown this once, and its line for the file of --api-key-file."""
+    from aerie.server.keys import make_key
+
+    made, line = make_key(name)
+    print(f"The key, for {name} alone; it is not kept anywhere:", file=sys.stderr)
+    print(made, flush=True)
+    print("The line for the file of keys:", file=sys.stderr)
+    print(line)
 
 
 @train.command("main")

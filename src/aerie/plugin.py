@@ -6,12 +6,18 @@ Must be idempotent, fast and free of CUDA: the API process forks after it ran.
 
 
 def register() -> None:
-    """Register gated heads and INT4 on CPUs, mend vLLM's CPU sampler, and have loaders say which kernel serves what."""
+    """Register gated heads and INT4 kernels, mend vLLM's CPU sampler, and have loaders say which kernel serves what.
+
+    In the processes that vLLM starts, a full disk may no longer stop the log's writer.
+    """
+    from multiprocessing import parent_process
+
     from vllm import ModelRegistry
 
     from aerie.draft_models import cpu_mends
     from aerie.draft_models.contract import GATED_ARCHITECTURES
     from aerie.quant import vllm_linear, vllm_report
+    from aerie.server.log_streams import keep_writable
 
     # By name: importing the class here would import the model code into processes that never run it.
     for name in GATED_ARCHITECTURES:
@@ -20,3 +26,5 @@ def register() -> None:
     vllm_linear.register()
     vllm_report.register()
     cpu_mends.apply()
+    if parent_process() is not None:
+        keep_writable()
