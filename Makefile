@@ -12,11 +12,14 @@ ORACLE := .venv-oracle
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/cpu.lock)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
+# Starting an engine keeps one core busy. The tests of a file stay together, because they share an engine.
+TEST_PROCESSES ?= 2
+
 # The repository root on sys.path would make our `kernels` folder shadow the package that transformers probes for.
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format demo oracle lock
+.PHONY: help setup serve test check soak format demo oracle lock
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -39,7 +42,7 @@ serve: setup ## Serve the shipped demo on http://127.0.0.1:8000; ARGS="--port 90
 	@if [ -t 0 ]; then set -m; $(VENV)/bin/aerie serve $(ARGS); exit $$?; fi; exec $(VENV)/bin/aerie serve $(ARGS)
 
 test: setup ## Run every test; ARGS="-k server" and the like are passed on.
-	$(PYTHON) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup ## Lint, formatting and types, tests included.
 	$(PYTHON) -m ruff check
@@ -49,6 +52,9 @@ check: setup ## Lint, formatting and types, tests included.
 format: setup ## Format, and mend what the linter can.
 	$(PYTHON) -m ruff check --fix-only
 	$(PYTHON) -m ruff format
+
+soak: setup ## Look for leaks: the demo under a mixed load for twenty minutes, then a server with a planted one.
+	$(PYTHON) -m aerie.benchmarks.serving.soak --out benchmarks/results/server-soak.json $(ARGS)
 
 demo: setup ## Rebuild the shipped checkpoint from nothing: data, main model, INT4, draft head.
 	$(PYTHON) -m aerie.trainer.demo

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults that several rooms are put through."""
+"""What several rooms need: faults, the classes for GPUs, and an end to what vLLM leaves behind."""
 
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +25,41 @@ def largest_file() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limited
+
+
+@pytest.fixture
+def gpu_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel class for GPUs serves on this CPU, first of all, wherever it can; likewise the experts for GPUs."""
+    from vllm.model_executor.kernels.linear import _POSSIBLE_KERNELS
+    from vllm.platforms import PlatformEnum
+
+    from aerie.quant import vllm_linear
+    from aerie.quant.kernel_choice import CHOICE_VARIABLE
+    from aerie.quant.vllm_gemm import AerieInt4GemmLinearKernel
+
+    # First as it is, for vLLM loads plugins once a process, and later tests may want the class for CPUs.
+    vllm_linear.register()
+    monkeypatch.setattr(AerieInt4GemmLinearKernel, "platforms", (PlatformEnum.CPU,))
+    monkeypatch.setitem(_POSSIBLE_KERNELS, PlatformEnum.CPU, list(_POSSIBLE_KERNELS[PlatformEnum.CPU]))
+    monkeypatch.setenv(CHOICE_VARIABLE, "aerie")
+    vllm_linear.register()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def layers_of_vllm_end_quietly() -> None:
+    """Have the destructor of its linear layers on CPUs do nothing while torch pretends to compute (`opcheck`).
+
+    There it fails, and leaves torch unable to pretend or to differentiate in any later test of the process. When it is
+    called is the garbage collector's choice, long after the layers' own test.
+    """
+    ops = sys.modules.get("vllm._custom_ops")
+    if ops is None or hasattr(ops.CPUDNNLGEMMHandler, "ends"):
+        return
+    handler = ops.CPUDNNLGEMMHandler
+    handler.ends = handler.__del__
+
+    def end(self: Any) -> None:  # noqa: ANN401 - vLLM's class, which is only imported where it is used
+        if not torch._C._len_torch_dispatch_stack():
+            self.ends()
+
+    handler.__del__ = end

@@ -7,22 +7,36 @@ their attention looks mostly at its own position and copies its embedding into t
 often enough that drafts are accepted and rejected at every position.
 """
 
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import httpx
+import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from aerie.benchmarks.serving.gauges import total
 from aerie.draft_models.checkpoint import identify_target, write_draft
 from aerie.draft_models.contract import DraftConfig, GateKind, tensor_shapes
 
 if TYPE_CHECKING:
     from vllm import LLM
 
+AERIE = (sys.executable, "-P", "-m", "aerie")
+READY_SECONDS = 900  # a loaded machine; an idle one with two cores takes less than 90
+LEAVING_SECONDS = 5
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
 VOCAB = 256 + len(SPECIAL)  # no multiple of 64: vLLM pads it
 DRAFT_VOCAB = 200
@@ -121,6 +135,95 @@ def _save_draft(directory: Path, target: Path, gate: GateKind) -> None:
     tensors["d2t"] = ids - torch.arange(DRAFT_VOCAB)
     tensors["t2d"] = torch.zeros(VOCAB, dtype=torch.bool).index_fill_(0, ids, value=True)
     write_draft(directory, config, tensors, {"commit": "test"})
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `aerie serve`, the leader of its own session."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+    log: Path
+
+    def get(self, path: str, key: str | None = None) -> httpx.Response:
+        headers = {} if key is None else {"x-api-key": key}
+        return httpx.get(self.address + path, headers=headers, timeout=30, trust_env=False)
+
+    def wait_for(self, reached: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Until `reached` holds for the body of /readyz."""
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()
+            with contextlib.suppress(httpx.TransportError):
+                if reached(self.get("/readyz").json()):
+                    return
+            time.sleep(0.05)
+        pytest.fail(self.log.read_text())
+
+    def processes(self) -> list[int]:
+        """Every living process of the session, whoever its parent is by now."""
+        found = []
+        for process in psutil.process_iter(["status"]):
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(process.pid) == self.process.pid and process.info["status"] != psutil.STATUS_ZOMBIE:
+                    found.append(process.pid)
+        return found
+
+    def left(self) -> list[int]:
+        """What is left of the session once it had time to go: helpers of `multiprocessing` outlive us by moments."""
+        deadline = time.monotonic() + LEAVING_SECONDS
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return left
+
+    def running(self, name: str) -> psutil.Process:
+        """The process of the engine that vLLM calls by that name: `EngineCore` or `Worker`."""
+        found = [psutil.Process(pid) for pid in self.processes()]
+        return next(process for process in found if any(name in word for word in process.cmdline()))
+
+    def metric(self, name: str, key: str | None = None) -> float:
+        """The sum of a metric over its labels."""
+        return total(self.get("/metrics", key).text, name)
+
+    def interrupt(self) -> None:
+        """Ctrl-C: the terminal sends SIGINT to every process in the foreground."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+
+@pytest.fixture(scope="session")
+def start(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractContextManager[Server]]:
+    """`with start("--no-draft") as server:` a process on a free port, killed when the block ends.
+
+    With `full_disk=True` no byte of its log can be written, and `server.log` stays empty.
+    """
+
+    @contextmanager
+    def starting(*arguments: str, full_disk: bool = False) -> Iterator[Server]:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        log = tmp_path_factory.mktemp("server") / "log"
+        command = [*AERIE, "serve", "--model", str(tiny_target), "--port", str(port), "--kv-cache-memory", "64MiB"]
+        environ = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+        log.touch()
+        with (Path("/dev/full") if full_disk else log).open("wb") as output:
+            process = subprocess.Popen(
+                [*command, *arguments],
+                stdout=output,
+                stderr=output,
+                env=environ,
+                cwd=log.parent,
+                start_new_session=True,
+            )
+        server = Server(process, f"http://127.0.0.1:{port}", log)
+        try:
+            yield server
+        finally:
+            for pid in server.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+
+    return starting
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

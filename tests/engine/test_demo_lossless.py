@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 DEMO = REPOSITORY / "checkpoints" / "clinic-demo"
-PROMPTS, SEED, NEW_TOKENS = 64, 20260, 128
+PROMPTS, SEED, NEW_TOKENS = 24, 20260, 128
 CONTEXT = 2048
 
 pytestmark = pytest.mark.engine
@@ -39,7 +39,9 @@ def test_greedy_answers_are_token_identical_without_the_draft(
     from aerie.trainer.clinic.corpus import consultation_prompts
 
     def engine(draft: Path | None) -> AbstractContextManager["LLM"]:
-        return open_engine(DEMO / "main", draft, 4, max_model_len=CONTEXT, max_num_seqs=16)
+        # One at a time: from 128 rows INT4 layers take another route (docs/decisions/0004), and which prompts meet in
+        # such a step depends on when earlier answers end, with a draft or without. A near-tie can fall either way then.
+        return open_engine(DEMO / "main", draft, 4, max_model_len=CONTEXT, max_num_seqs=1)
 
     conversations = consultation_prompts("held_out", PROMPTS, SEED)
     undrafted = answers(engine(None), conversations)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.engine.decisive import expected_logprobs, make_decisive
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from aerie.quant.dequantise import load_dequantised
@@ -41,7 +42,6 @@ class Case:
 
 
 def _decisive_model() -> Qwen3ForCausalLM:
-    """Random weights, but each token has a likely successor that the layers blur: random logits are all near ties."""
     config = Qwen3Config(
         hidden_size=128,
         intermediate_size=256,
@@ -55,12 +55,7 @@ def _decisive_model() -> Qwen3ForCausalLM:
         initializer_range=0.1,
     )
     model = Qwen3ForCausalLM(config)
-    with torch.no_grad():
-        embeddings = model.model.embed_tokens.weight.mul_(10)
-        model.lm_head.weight.copy_(0.06 * embeddings[torch.randperm(VOCAB)])
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.mul_(0.35)
-            layer.mlp.down_proj.weight.mul_(0.35)
+    make_decisive(model)
     return model
 
 
@@ -102,11 +97,7 @@ def assert_equals_dequantised(case: Case, served: dict[str, Any]) -> None:
     """Served tokens are the reference's greedy ones; log-probabilities are the reference's, teacher-forced."""
     reference = load_dequantised(case.model)
     for prompt, tokens, logprobs in zip(case.prompts, served["tokens"], served["logprobs"], strict=True):
-        with torch.no_grad():
-            logits = reference(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
-        expected = logits.log_softmax(-1)
-        best = expected.topk(2).values
-        assert ((best[:, 0] - best[:, 1]) > 2 * LOGPROB_TOLERANCE).all(), "a near tie: the model is not decisive"
+        expected = expected_logprobs(reference, prompt, tokens, apart=2 * LOGPROB_TOLERANCE)
         assert tokens == expected.argmax(-1).tolist()
         for step, found in enumerate(logprobs):
             for token, logprob in found.items():
