@@ -102,7 +102,7 @@ class LimitedConnection(HttpToolsProtocol):
             return  # refused, and about to be closed
         self._unproductive_bytes += len(data)
         super().data_received(data)
-        if self._in_headers:
+        if self._in_headers and self._idle_until is None:
             self._expect_headers()
         if self._unproductive_bytes > self.limits.header_bytes + len(data) and not self.transport.is_closing():
             self._refuse()
@@ -117,6 +117,7 @@ class LimitedConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
+        self._unset_keepalive_if_required()
         self._in_headers = True
         self._unproductive_bytes = 0
 
@@ -145,6 +146,16 @@ class LimitedConnection(HttpToolsProtocol):
         super().on_response_complete()
         if self._idle_until is not None:
             self._in_headers = True
+
+    def on_message_complete(self) -> None:
+        """A request is whole. The rest of one refused before that has ended uvicorn's wait for another: begin it anew."""
+        super().on_message_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._stop_waiting()
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_body(self, body: bytes) -> None:
         """A part of the body; its length is the application's business."""

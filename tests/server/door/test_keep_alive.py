@@ -10,6 +10,7 @@ from tests.server.door.wire import CLOSE, SOON, Serve, say, status
 
 from aerie.server.settings import ServeSettings
 
+REFUSED = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\n"
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -45,3 +46,27 @@ async def test_a_byte_between_requests_buys_no_more_than_the_headers_time(serve:
     async with serve(header_seconds=0.3) as port, kept(port) as (reader, writer), asyncio.timeout(SOON):
         writer.write(b"\r\n")
         assert await reader.read() == b""
+
+
+async def test_a_body_that_comes_after_its_refusal_ends_no_wait(serve: Serve) -> None:
+    """Its last byte begins the time for which an idle connection is kept, and not the headers'."""
+    async with serve(header_seconds=0.3, max_connections=9) as port, kept(port) as (reader, writer):
+        async with asyncio.timeout(SOON):
+            writer.write(REFUSED)
+            assert b"415" in await reader.readline()
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0.05)
+            writer.write(b"{}")
+            await asyncio.sleep(1)
+            writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\nhi")
+
+
+async def test_half_a_body_after_its_refusal_is_not_waited_for(serve: Serve) -> None:
+    async with serve(header_seconds=0.3) as port, kept(port) as (reader, writer), asyncio.timeout(SOON):
+        writer.write(REFUSED)
+        assert b"415" in await reader.readline()
+        await asyncio.sleep(0.05)
+        writer.write(b"{")
+        await reader.read()
+        assert reader.at_eof()
