@@ -125,6 +125,12 @@ def commits(provenance: dict[str, Any]) -> set[str]:
     return set(provenance["commit"].split("+")).union(*(commits(part) for part in parts))
 
 
+def landed(root: Path, named: set[str]) -> set[str]:
+    """The commits, with the one here in the place of each whose branch was folded when it landed."""
+    folded: dict[str, str] = json.loads((root / "benchmarks/folded_commits.json").read_text())
+    return {folded.get(commit, commit) for commit in named}
+
+
 def holds(root: Path, commit: str, benchmark: str) -> bool:
     """Whether a commit has the benchmark: a module of its name, or one of the room's that writes it into results."""
     module = f"benchmarks/{benchmark.replace('.', '/')}.py"
@@ -134,7 +140,7 @@ def holds(root: Path, commit: str, benchmark: str) -> bool:
 
 
 def faults(root: Path, result: dict[str, Any]) -> Iterator[str]:
-    named = commits(result["provenance"])
+    named = landed(root, commits(result["provenance"]))
     for commit in sorted(named):
         if git(root, "merge-base", "--is-ancestor", commit, "HEAD").returncode:
             yield f"{commit} is no ancestor of this one"
@@ -148,6 +154,11 @@ def test_a_results_commit_is_in_the_history_and_holds_the_code(root: Path) -> No
     assert {path.name: list(faults(root, json.loads(path.read_text()))) for path in results(root)} == {
         path.name: [] for path in results(root)
     }
+
+
+def test_no_commit_is_said_to_be_folded_without_need(root: Path) -> None:
+    named = set().union(*(commits(json.loads(path.read_text())["provenance"]) for path in results(root)))
+    assert set(json.loads((root / "benchmarks/folded_commits.json").read_text())) <= named
 
 
 @pytest.mark.usefixtures("history")
