@@ -148,7 +148,7 @@ class LimitedConnection(HttpToolsProtocol):
             self._in_headers = True
 
     def on_message_complete(self) -> None:
-        """A request is whole. The rest of one refused before that has ended uvicorn's wait for another: begin it anew."""
+        """A request is whole. The rest of one refused before it has ended uvicorn's wait for another: begin it anew."""
         super().on_message_complete()
         if self.cycle.response_complete and not self.transport.is_closing():
             self._stop_waiting()
