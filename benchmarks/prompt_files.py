@@ -13,7 +13,6 @@
 Written from the data sets' own descriptions; the fields that are not named here are not read.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from aerie.benchmarks.errors import BenchmarkError
+from aerie.json_items import ItemsError, json_items
 from aerie.trainer.draft.prompts import SPEAKERS, Chat
 
 MODELS = dict.fromkeys(("chatgpt", "bing", "bard", "model"), "assistant")
@@ -116,23 +116,9 @@ def _domain(fields: Fields) -> str | None:
 def _items(path: Path) -> Iterator[tuple[object, str]]:
     """What a file lists, and where each piece stands."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptsError(f"{path} cannot be read as text ({error}); give JSONL or a JSON list") from error
-    if text.lstrip().startswith("["):
-        try:
-            listed = json.loads(text)
-        except ValueError as error:
-            raise PromptsError(f"{path} is no JSON list ({error}); mend it, or give one JSON object a line") from error
-        yield from ((item, f"{path}, item {index}") for index, item in enumerate(listed, 1))
-        return
-    # Not splitlines(): it also splits at characters that JSON strings may hold.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield json.loads(line), f"{path}, line {number}"
-            except ValueError as error:
-                raise PromptsError(f"{path}, line {number} is not JSON ({error}); give one object a line") from error
+        yield from json_items(path)
+    except ItemsError as error:
+        raise PromptsError(str(error)) from error
 
 
 def _form(fields: Fields, where: str) -> str:

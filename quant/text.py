@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text for calibration and for measuring quality, as token ids.
 
-A file holds one JSON object a line: {"prompt_ids": [...], "answer_ids": [...]} as `aerie quantize` generates them,
-{"messages": [...]} rendered by the model's chat template, or {"text": "..."}.
+A file holds one JSON object a line, or a list of them: {"prompt_ids": [...], "answer_ids": [...]} as `aerie quantize`
+generates them, {"messages": [...]} rendered by the model's chat template, or {"text": "..."}.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from aerie.json_items import ItemsError, json_items
 from aerie.quant.errors import QuantError
 
 if TYPE_CHECKING:
@@ -37,27 +38,25 @@ def read_documents(path: Path, model: Path) -> list[Document]:
     """
     from transformers import AutoTokenizer
 
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuantError(f"{path}: cannot be read as text ({error})") from error
     tokenizer = AutoTokenizer.from_pretrained(model)
     documents = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
+    try:
+        for item, where in json_items(path):
             try:
-                documents.append(_document(json.loads(line), tokenizer))
+                documents.append(_document(item, tokenizer))
             except (ValueError, KeyError, TypeError) as error:
-                raise QuantError(
-                    f"{path}, line {number}: is none of "
-                    f'{{"prompt_ids", "answer_ids"}}, {{"messages"}}, {{"text"}} ({error})'
-                ) from error
+                known = '{"prompt_ids", "answer_ids"}, {"messages"}, {"text"}'
+                raise QuantError(f"{where}: is none of {known} ({error})") from error
+    except ItemsError as error:
+        raise QuantError(str(error)) from error
     if not documents:
         raise QuantError(f"{path}: holds no document")
     return documents
 
 
-def _document(line: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Document:
+def _document(line: object, tokenizer: "PreTrainedTokenizerBase") -> Document:
+    if not isinstance(line, dict):
+        raise TypeError("no object")
     if "prompt_ids" in line:
         return Document((*line["prompt_ids"], *line["answer_ids"]), max(1, len(line["prompt_ids"])))
     if "messages" in line:

@@ -6,10 +6,10 @@ ShareGPT's {"conversations": [{"from", "value"}]}, or {"prompt": "..."}; an "id"
 "domain" what it is about.
 """
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
+from aerie.json_items import ItemsError, json_items
 from aerie.trainer.draft.recipe import ClinicPrompts, JsonlPrompts
 from aerie.trainer.recipe import RecipeError
 
@@ -63,36 +63,17 @@ def without(training: list[Chat], evaluation: list[Chat]) -> list[Chat]:
 
 
 def _read(prompts: JsonlPrompts) -> list[Chat]:
-    try:
-        text = prompts.path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"prompts.path: {prompts.path}: {error}") from error
     chats = list[Chat]()
-    for item, where in _items(text, f"prompts.path: {prompts.path}"):
-        if prompts.count is not None and len(chats) == prompts.count:
-            break
-        chats.append(_chat(item, where))
+    try:
+        for item, where in json_items(prompts.path):
+            if prompts.count is not None and len(chats) == prompts.count:
+                break
+            chats.append(_chat(item, f"prompts.path: {where}"))
+    except ItemsError as error:
+        raise RecipeError(f"prompts.path: {error}; expected {_SHAPES}") from error
     if not chats:
         raise RecipeError(f"prompts.path: {prompts.path} holds no chat")
     return chats
-
-
-def _items(text: str, path: str) -> Iterator[tuple[Any, str]]:
-    """What a file lists, and where each piece stands."""
-    if text.lstrip().startswith("["):
-        try:
-            items = json.loads(text)
-        except ValueError as error:
-            raise RecipeError(f"{path}: is no JSON list ({error}); or give one JSON object a line") from error
-        yield from ((item, f"{path}[{index}]") for index, item in enumerate(items))
-        return
-    # Not splitlines(): it also splits at characters that JSON strings may hold.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield json.loads(line), f"{path}:{number}"
-            except ValueError as error:
-                raise RecipeError(f"{path}:{number}: is not JSON ({error}); expected {_SHAPES}") from error
 
 
 def _chat(item: object, where: str) -> Chat:

@@ -111,11 +111,11 @@ def test_what_a_draft_cannot_be_is_refused(head: Path, tmp_path: Path, option: s
 def test_a_file_of_chats_and_plain_text(target: Path, tmp_path: Path) -> None:
     lines = [
         {"messages": [{"role": "user", "content": "hello doctor"}, {"role": "assistant", "content": "hello"}]},
-        {"text": "my head hurts"},
+        {"text": "my head\u2028hurts"},
         {"prompt_ids": [5, 6, 7], "answer_ids": [8, 9]},
     ]
     path = tmp_path / "text.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     recipe = Recipe.model_validate({"calibration": {"source": "file", "path": str(path)}})
     chat, text, ids = quantise.documents(target, recipe)[CALIBRATION]
     assert chat.given == text.given == 1

@@ -219,5 +219,5 @@ def test_a_bad_recipe_names_the_option(tmp_path: Path, text: str, named: str) ->
 def test_a_bad_chat_names_its_line(recipe: DraftRecipe, tmp_path: Path, line: str) -> None:
     path = tmp_path / "chats.jsonl"
     path.write_text(line + "\n")
-    with pytest.raises(RecipeError, match=r"chats\.jsonl:1"):
+    with pytest.raises(RecipeError, match=r"chats\.jsonl, line 1"):
         load_prompts(JsonlPrompts(path=path))
