@@ -82,7 +82,8 @@ class LimitedConnection(HttpToolsProtocol):
         # application sends nothing meanwhile, so that fewer bytes are progress.
         transport.set_write_buffer_limits(high=0)
         self._watch = WriteWatch(transport, self.limits.write_seconds)
-        self._expect_headers()
+        # Like one between requests: clients connect ahead, or stall between that and their first byte.
+        self._wait_for_request()
 
     def pause_writing(self) -> None:
         """A byte waits to be sent; the application's `send` does too."""
@@ -152,10 +153,7 @@ class LimitedConnection(HttpToolsProtocol):
         super().on_message_complete()
         if self.cycle.response_complete and not self.transport.is_closing():
             self._stop_waiting()
-            self._unset_keepalive_if_required()
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self._wait_for_request()
 
     def on_body(self, body: bytes) -> None:
         """A part of the body; its length is the application's business."""
@@ -191,6 +189,10 @@ class LimitedConnection(HttpToolsProtocol):
 
     def _unsupported_upgrade_warning(self) -> None:
         """Nothing: a client could fill the log with it."""
+
+    def _wait_for_request(self) -> None:
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _expect_headers(self) -> None:
         if self._deadline is None:

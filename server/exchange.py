@@ -42,6 +42,7 @@ class Exchange:
         self._end: asyncio.Future[ApiError] = asyncio.get_running_loop().create_future()
         self._head: Message | None = None
         self._begun = False
+        self._complete = False
 
     @property
     def waiting(self) -> bool:
@@ -63,6 +64,9 @@ class Exchange:
             if self._end.done():
                 await self._tell(self._end.result())
                 await asyncio.wait({task}, timeout=ABORT_SECONDS)
+            elif self._complete and (error := task.exception()) is not None:
+                # The client has its answer. uvicorn would close the connection, on which it may have asked again.
+                log.error("an application failed after its answer", exc_info=error)
             else:
                 task.result()
         finally:
@@ -96,6 +100,7 @@ class Exchange:
         if not self._begun and self._head is not None:
             self._begun = True
             await self._send(self._head)
+        self._complete = not message.get("more_body", False)
         await self._send(message)
 
     async def _tell(self, error: ApiError) -> None:

@@ -45,6 +45,7 @@ def server(
 ) -> Iterator["Server"]:
     options = ["--draft", str(tiny_drafts["headwise"]), "--api-key-file", str(keys[2])]
     options += ["--max-connections", str(CONNECTIONS), "--header-seconds", str(HEADER_SECONDS)]
+    options += ["--keep-alive-seconds", str(HEADER_SECONDS)]  # also of connections that say nothing at all
     options += ["--body-seconds", str(BODY_SECONDS), "--max-queued-requests", "64"]
     with start(*options) as started:
         started.wait_for(lambda state: state["status"] == "ready")

@@ -53,7 +53,8 @@ async def test_endless_trailers_and_chunk_extensions_are_not_collected(serve: Se
 
 @pytest.mark.parametrize("part", [b"GET /livez HTTP/1.1\r\nX: ", b"", b"\r\n", b"G"])
 async def test_headers_that_do_not_end_are_given_up(serve: Serve, part: bytes) -> None:
-    async with serve() as port:
+    """And those that do not begin, as a connection between requests is."""
+    async with serve(keep_alive_seconds=60 if part else 1) as port:
         assert b"200" not in await say(port, part)
 
 
@@ -128,10 +129,12 @@ async def test_no_websocket_is_opened(serve: Serve) -> None:
 
 async def test_connections_are_counted(serve: Serve) -> None:
     async with serve(max_connections=3, header_seconds=60) as port:
-        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        asking = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        for _, writer in asking:
+            writer.write(b"G")
         await asyncio.sleep(0.05)
         assert await say(port, b"GET /livez HTTP/1.1\r\n" + CLOSE + b"\r\n") == b""
-        for _, writer in idle:
+        for _, writer in asking:
             writer.close()
         await asyncio.sleep(0.05)
         assert status(await say(port, b"GET /livez HTTP/1.1\r\n" + CLOSE + b"\r\n")) == 200

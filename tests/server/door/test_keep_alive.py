@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from tests.server.door.wire import CLOSE, SOON, Serve, say, status
+from starlette.types import Receive, Scope, Send
+from tests.server.door.wire import CLOSE, SOON, Serve, hello, say, status
 
 from aerie.server.settings import ServeSettings
 
@@ -70,3 +71,33 @@ async def test_half_a_body_after_its_refusal_is_not_waited_for(serve: Serve) -> 
         writer.write(b"{")
         await reader.read()
         assert reader.at_eof()
+
+
+async def test_a_client_may_connect_long_before_it_asks(serve: Serve) -> None:
+    async with serve(header_seconds=0.3) as port, asyncio.timeout(SOON):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.sleep(1)
+        writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\nhi")
+        writer.close()
+
+
+async def test_who_says_nothing_makes_room(serve: Serve) -> None:
+    async with serve(max_connections=1) as port, asyncio.timeout(SOON):
+        silent, writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.sleep(0.05)
+        assert status(await say(port, b"GET /livez HTTP/1.1\r\n" + CLOSE + b"\r\n")) == 200
+        assert await silent.read() == b""
+        writer.close()
+
+
+async def test_what_fails_after_its_answer_breaks_no_second_one(serve: Serve) -> None:
+    async def late(scope: Scope, receive: Receive, send: Send) -> None:
+        await hello(scope, receive, send)
+        await asyncio.sleep(0.1)
+        raise ZeroDivisionError
+
+    async with serve(late) as port, kept(port) as (reader, writer), asyncio.timeout(SOON):
+        await asyncio.sleep(0.3)
+        writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\nhi")
