@@ -23,7 +23,6 @@ from starlette.types import ASGIApp
 
 from aerie.draft_models.contract import GATED_ARCHITECTURES
 from aerie.draft_models.draft_kernels import CHOICE_VARIABLE, DraftKernelsError, ours
-from aerie.quant import kernel_choice
 from aerie.server.checks import is_eagle3
 from aerie.server.errors import BadOption
 from aerie.server.middleware.request_rules import RequestRules
@@ -121,15 +120,6 @@ class VllmEngine:
         # What follows is on purpose; vLLM's account of an engine that went away would only alarm.
         logging.getLogger("vllm").setLevel(logging.CRITICAL + 1)
         self.client.shutdown(timeout=SHUTDOWN_SECONDS)
-
-
-def set_environment(plan: Plan) -> None:
-    """What vLLM, its libraries and our plugin in its processes read there; to be set before they are imported."""
-    os.environ[kernel_choice.CHOICE_VARIABLE] = plan.settings.int4_kernel
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", plan.settings.log_level.upper())
-    # Every checkpoint is on disk by now; a lookup on a model hub could only delay or fail the start.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def load(plan: Plan, advance: Callable[[Stage], None], telemetry: Telemetry) -> VllmEngine:

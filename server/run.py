@@ -22,6 +22,7 @@ from aerie.server import checks, engine, trust
 from aerie.server.app import create_app
 from aerie.server.children import adopt_orphans, end_children
 from aerie.server.connection import ConnectionLimits, limited
+from aerie.server.environment import set_environment
 from aerie.server.house import House
 from aerie.server.loader import Load
 from aerie.server.log_streams import keep_writable
@@ -62,7 +63,7 @@ def run(settings: ServeSettings) -> None:
     trust.check_checkpoints(plan)
     checks.check(plan)
     listener = checks.listen(settings.host, settings.port)
-    engine.set_environment(plan)
+    set_environment(plan)
     adopt_orphans()
     try:
         with (

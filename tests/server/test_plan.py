@@ -7,7 +7,8 @@ import pytest
 
 from aerie.draft_models.contract import GATED_ARCHITECTURES, PLAIN_ARCHITECTURES
 from aerie.server import plan
-from aerie.server.engine import engine_flags, set_environment, speculative_config
+from aerie.server.engine import engine_flags, speculative_config
+from aerie.server.environment import set_environment
 from aerie.server.errors import BadOption
 from aerie.server.plan import make_plan
 from aerie.server.settings import ServeSettings
@@ -140,3 +141,13 @@ def test_the_engine_s_processes_are_told_whose_kernels_to_use(
     monkeypatch.setattr(os, "environ", {**outside})
     set_environment(made)
     assert os.environ["AERIE_INT4_KERNEL"] == "aerie"
+
+
+@pytest.mark.parametrize(("outside", "kept"), [({}, "128"), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}, "16")])
+def test_a_worker_on_a_cpu_keeps_few_compiled_products(
+    monkeypatch: pytest.MonkeyPatch, make_checkpoint: MakeCheckpoint, outside: dict[str, str], kept: str
+) -> None:
+    made = make_plan(settings(model=str(make_checkpoint())))
+    monkeypatch.setattr(os, "environ", {**outside})
+    set_environment(made)
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == kept

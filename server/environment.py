@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Variables of the environment that a server decides before vLLM is imported. The operator's own win."""
+
+import os
+
+from aerie.quant import kernel_choice
+from aerie.server.plan import Plan
+
+COMPILED_PRODUCTS = 128
+"""For oneDNN to keep on a CPU. It compiles a product of matrices for each number of rows, and rows are the tokens of a
+step: its own 1,024 of half a MiB and more fill up over hours. See docs/operations.md."""
+
+
+def set_environment(plan: Plan) -> None:
+    """What vLLM, its libraries and our plugin in its processes read there; to be set before they are imported."""
+    os.environ[kernel_choice.CHOICE_VARIABLE] = plan.settings.int4_kernel
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", plan.settings.log_level.upper())
+    # Every checkpoint is on disk by now; a lookup on a model hub could only delay or fail the start.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if plan.device == "cpu":
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(COMPILED_PRODUCTS))
