@@ -16,7 +16,7 @@ from aerie.benchmarks import options
 from aerie.benchmarks.prompts import Prompt, held_out, render
 from aerie.benchmarks.results_file import Provenance, ResultFile, Run
 from aerie.benchmarks.serving.load import LoadOptions
-from aerie.benchmarks.serving.processes import Server, aerie_server
+from aerie.benchmarks.serving.processes import NO_PROBES, Server, aerie_server
 from aerie.benchmarks.serving.rounds import Round, idle_cores, measure_round, warm_up
 from aerie.benchmarks.serving.speedup import check_same_texts, speedup_figures
 
@@ -65,7 +65,7 @@ def main(
     rendered = render(model, held_out(count * rounds, seed, prompts))
     by_round = [rendered[index * count : (index + 1) * count] for index in range(rounds)]
     load = LoadOptions(tokenizer=model, max_tokens=max_tokens, concurrency=levels[0])
-    shared = ["--model", str(model), *(serve_option or [])]
+    shared = [*NO_PROBES, "--model", str(model), *(serve_option or [])]
     drafting = [*shared, "--draft", str(draft), "--draft-tokens", str(draft_tokens)]
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         work = Path(name)

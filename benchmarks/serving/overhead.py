@@ -22,7 +22,7 @@ from aerie.benchmarks.prompts import held_out, render
 from aerie.benchmarks.results_file import Provenance, ResultFile, Run
 from aerie.benchmarks.serving.first_light import measure
 from aerie.benchmarks.serving.load import LoadOptions
-from aerie.benchmarks.serving.processes import Server, free_port, running_server, serve_command
+from aerie.benchmarks.serving.processes import NO_PROBES, Server, free_port, running_server, serve_command
 from aerie.benchmarks.serving.rounds import Round
 from aerie.benchmarks.serving.speedup import levels, pairs, pooled_rate
 from aerie.server.engine import own_arguments
@@ -36,7 +36,8 @@ OURS, BARE = "aerie", "vllm"
 def start(stack: ExitStack, settings: ServeSettings, logs: Path) -> tuple[Server, Server]:
     """Both servers, until `stack` closes."""
     ports = {OURS: free_port(), BARE: free_port()}
-    ours = ["--model", settings.model, "--draft", settings.draft, "--draft-tokens", str(settings.draft_tokens)]
+    ours = [*NO_PROBES, "--model", settings.model, "--draft", settings.draft]
+    ours += ["--draft-tokens", str(settings.draft_tokens)]
     bare = own_arguments(make_plan(settings.model_copy(update={"port": ports[BARE]})))
     commands = {OURS: serve_command(ports[OURS], ours), BARE: vllm_command("serve", bare)}
     first, second = (

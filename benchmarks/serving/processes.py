@@ -55,6 +55,11 @@ def free_port() -> int:
         return port
 
 
+NO_PROBES = ("--probe-seconds", "3600")
+"""For servers beside each other: what an idle one asks of itself keeps its worker busy for a second, on a core that the
+worker under load is bound to as well. Options that follow win."""
+
+
 def serve_command(port: int, arguments: Sequence[str]) -> list[str]:
     """`aerie serve` on a port of the loopback interface, in this interpreter."""
     # -P: with the repository's root as working directory, `kernels/` there would shadow another package's name.

@@ -15,6 +15,9 @@ from aerie.benchmarks.serving.load import LoadOptions, LoadReport, put_load
 from aerie.benchmarks.serving.processes import Server
 
 IDLE_WINDOW_S = 5.0
+SETTLING_WINDOW_S, SETTLING_TIMEOUT_S = 0.5, 10.0
+SETTLED_CORES = 0.05
+"""Of each server that waits; an idle one keeps 0.02 cores busy."""
 
 
 class Loaded(Protocol):
@@ -78,6 +81,7 @@ def measure_round(
     generator: Generator | None = None,
 ) -> Round:
     """Put the prompts to `server`; the account spans the load generator's whole run."""
+    _settle(waiting)
     started, busy, own = time.monotonic(), busy_seconds(), server.cpu_seconds()
     idle = _together(waiting)
     report = put_load(server.url, prompts, options, directory, generator)
@@ -92,6 +96,20 @@ def measure_round(
         cores_waiting=round(idle / elapsed, 3),
         cores_others=None if used is None else round(max(0.0, busy - used - idle - report.client_cpu_s) / elapsed, 3),
     )
+
+
+def _settle(waiting: Sequence[Loaded]) -> None:
+    """Let whoever was under load become idle.
+
+    For a second after a step, a worker of vLLM spins until another comes, on the core that each server's worker is
+    bound to.
+    """
+    deadline = time.monotonic() + SETTLING_TIMEOUT_S
+    while waiting and time.monotonic() < deadline:
+        before = _together(waiting)
+        time.sleep(SETTLING_WINDOW_S)
+        if _together(waiting) - before < SETTLED_CORES * SETTLING_WINDOW_S * len(waiting):
+            return
 
 
 def _together(servers: Sequence[Loaded]) -> float:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
 
 from aerie.benchmarks.errors import BenchmarkError
 from aerie.benchmarks.serving.processes import (
+    NO_PROBES,
     READY_TIMEOUT_S,
     Server,
     ServerError,
@@ -130,6 +131,6 @@ def _wait(server: Server) -> None:
 @contextmanager
 def _launched(variant: Variant, logs: Path, environment: Mapping[str, str]) -> Iterator[Server]:
     port = free_port()
-    command = serve_command(port, variant.arguments)
+    command = serve_command(port, (*NO_PROBES, *variant.arguments))
     with launched_server(variant.name, command, port, logs / f"{variant.name}.log", environment) as server:
         yield server
