@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bring a server to the memory that it keeps, so that what it holds afterwards can be asked whether it grows.
 
-On a CPU, oneDNN compiles a matrix product for each number of rows and each layer's shape that it meets, and keeps the
-last 128 of them as we serve (`server/environment.py`), of some 0.4 MiB each. The draft and the lm_head are such layers, and the
+On a CPU, oneDNN compiles a matrix product for each number of rows and each layer's shape that it meets, of some 0.4 MiB
+each, and keeps the last 128 as we serve (`server/environment.py`). The draft and the lm_head are such layers, and the
 rows are the tokens of a step: almost every new prompt adds some, until the cache is full. So: prompts of all lengths up
 to one that fills it. The KV cache needs nothing, vLLM writes it whole when it makes it.
 """
@@ -15,7 +15,7 @@ from aerie.benchmarks.errors import BenchmarkError
 from aerie.benchmarks.serving.processes import Server
 
 LONGEST = 320
-"""Tokens. Six shapes of layers or so meet each length: 320 of them are most of 2,000 products, more than are ever kept."""
+"""Tokens. Six shapes of layers or so meet each length: 320 of them are most of 2,000 products, more than are kept."""
 TOKENS = range(16, 256)
 """Any vocabulary has these."""
 TIMEOUT_S = 300.0
