@@ -44,13 +44,13 @@ def test_a_prompt_ends_with_the_user(
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ('{"prompt": "x"}\n{"messages": 3}', "chats:2"),
-        ('{"prompt": "x"}\n[]', "chats:2"),
-        ('{"conversations": [{"from": "martian", "value": "x"}]}', "chats:1.*martian"),
-        ('{"prompt": null}', "chats:1"),
-        ('[{"prompt": "x"}, {}]', r"chats\[1\]"),
+        ('{"prompt": "x"}\n{"messages": 3}', "chats, line 2"),
+        ('{"prompt": "x"}\n[]', "chats, line 2"),
+        ('{"conversations": [{"from": "martian", "value": "x"}]}', "chats, line 1.*martian"),
+        ('{"prompt": null}', "chats, line 1"),
+        ('[{"prompt": "x"}, {}]', r"chats, item 2"),
         ('[{"prompt": "x"}', "no JSON list"),
-        ('{"messages": [{"role": "assistant", "content": "x"}]}', "chats:1.*user turn"),
+        ('{"messages": [{"role": "assistant", "content": "x"}]}', "chats, line 1.*user turn"),
         ("", "no chat"),
     ],
 )
