@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Variables of the environment that a server decides before vLLM is imported. The operator's own win."""
+"""Variables of the environment that a server decides before vLLM is imported.
+
+The operator's own win, but for the kernels' choice, which is an option of ours that has read its variable already.
+"""
 
 import os
 

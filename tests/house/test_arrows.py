@@ -23,7 +23,7 @@ DOORS: dict[str, set[str]] = {
 }
 ENTRANCES = ("cli", "plugin")
 HEAVY = ("torch", "vllm", "transformers", "triton", "accelerate")
-OURS = re.compile(rf"aerie\.({'|'.join([*DOORS, *ENTRANCES, 'artefacts', 'chart', 'json_items'])})\b")
+OURS = re.compile(rf"aerie\.({'|'.join(sorted({*DOORS, *ENTRANCES}.union(*DOORS.values())))})\b")
 
 
 def imports(path: Path, package: list[str]) -> Iterator[tuple[int, str]]:
