@@ -52,3 +52,11 @@ def number(record: Record, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} is not a number: {value}")
     return float(value)
+
+
+def whole_numbers(record: Record, name: str) -> list[int]:
+    """A field that must be a list of integers; raises TypeError when it is none."""
+    found = record[name]
+    if not isinstance(found, list):
+        raise TypeError(f"{name} is not a list: {found}")
+    return [int(str(one)) for one in found]

@@ -32,7 +32,9 @@ MEANINGS = (
         r"^crossover_", "largest number of requests in flight up to which speculation is not slower than none", "up"
     ),
     Meaning(r"^min_ratio_vs_best$", "the least of `tuned_ratio_cN`", "up"),
+    Meaning(r"^min_hindsight_vs_best$", "the least of `tuned_hindsight_cN`", "up"),
     Meaning(r"^tuned_ratio", "the tuned schedule's tokens per second over those of the best other variant", "up"),
+    Meaning(r"^tuned_hindsight", "the same over the one that came out best in the very rounds it is compared in", "up"),
     Meaning(r"^prediction_error", "relative error of the predicted throughput", "down"),
     Meaning(r"^throughput_ratio", "our server's tokens per second over those of the bare `vllm serve`", "up"),
     Meaning(r"^ttft_ratio", "our server's median time to the first token over that of the bare `vllm serve`", "down"),

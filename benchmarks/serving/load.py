@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from aerie.benchmarks.errors import BenchmarkError
 from aerie.benchmarks.prompts import Prompt
@@ -51,6 +51,8 @@ class LoadOptions(BaseModel):
     """What the server calls its model; the first one it lists without."""
     ignore_eos: bool = False
     """Whether every answer has `max_tokens`."""
+    cache_salt: str | None = None
+    """Keeps prompts that were put before, under another one, from being found in the prefix cache."""
 
 
 class LoadReport(BaseModel):
@@ -113,7 +115,9 @@ def write_dataset(path: Path, prompts: Sequence[Prompt]) -> None:
 def bench_arguments(url: str, dataset: Path, saved: Path, count: int, options: LoadOptions) -> list[str]:
     """Arguments of `vllm bench serve`."""
     # Special tokens stay in the texts so that comparing two servers' texts is as good as comparing their tokens.
-    body = {"add_special_tokens": False, "skip_special_tokens": False}
+    body: dict[str, JsonValue] = {"add_special_tokens": False, "skip_special_tokens": False}
+    if options.cache_salt is not None:
+        body["cache_salt"] = options.cache_salt
     values = {
         "--backend": "openai",
         "--base-url": url,

@@ -7,7 +7,7 @@ a file of prompts that is too short for that is gone through again from its star
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -40,6 +40,7 @@ class SweepOptions(BaseModel):
     concurrencies: tuple[int, ...] = Field(min_length=1)
     temperatures: tuple[float, ...] = (0.0,)
     rounds: int = Field(default=3, ge=1)
+    first_round: int = Field(default=0, ge=0)
     count: int = Field(default=32, ge=1)
     max_tokens: int = Field(default=256, ge=1)
     warmups: int = Field(default=2, ge=0)
@@ -100,6 +101,8 @@ class Sweep:
     variants: Sequence[Variant]
     pools: Mapping[str, Sequence[Prompt]]
     options: SweepOptions
+    only: Mapping[int, Collection[str]] | None = None
+    """By concurrency the names of the variants that take part; all do without it."""
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -107,7 +110,7 @@ class Sweep:
         chosen = self.options
         return [
             Cell(index, scenario, temperature, concurrency)
-            for index in range(chosen.rounds)
+            for index in range(chosen.first_round, chosen.first_round + chosen.rounds)
             for scenario in self.pools
             for temperature in chosen.temperatures
             for concurrency in chosen.concurrencies
@@ -116,7 +119,8 @@ class Sweep:
     def turns(self) -> Iterator[Turn]:
         """Every measurement, in order."""
         for cell in self.cells:
-            for variant in in_turn(self.variants, cell.index):
+            here = [one for one in self.variants if self.only is None or one.name in self.only[cell.concurrency]]
+            for variant in in_turn(here, cell.index):
                 yield Turn(variant, cell)
 
     def missing(self, points: Points) -> set[str]:
@@ -250,18 +254,41 @@ class Loads:
         return record(turn, done, self.plan.repeated(cell))
 
 
-def sweep(plan: Sweep, points: Points) -> list[Run]:
+Further = Callable[[Sequence[Run]], Sweep]
+
+
+def sweep(plan: Sweep, points: Points, further: Further | None = None) -> list[Run]:
     """Start the servers that still have something to measure, measure it, and give back all runs.
 
-    Logs go beside the points (`plan.points(WORK)`). After Ctrl-C or an error `finished` gives what was measured, and
-    the same call goes on from there.
+    `further` makes, of the sweep's runs, a second one of the same servers. Logs go beside the points
+    (`plan.points(WORK)`). After Ctrl-C or an error `finished_so_far` gives what was measured, and the same call goes on
+    from there.
     """
-    missing = plan.missing(points)
-    wanted = [variant for variant in plan.variants if variant.name in missing]
+    wanted = _wanted(plan, points, further)
     if wanted:
         logs = points.folder / "logs"
         with running(wanted, logs) as servers, Generator() as generator:
             loads = Loads(plan, servers, logs, generator)
             loads.warm_up()
             measure_missing(plan, points, loads)
-    return finished(plan, points)
+            if further is not None:
+                second = further(finished(plan, points))
+                measure_missing(second, points, Loads(second, servers, logs, generator))
+    return finished_so_far(plan, points, further)
+
+
+def _wanted(plan: Sweep, points: Points, further: Further | None) -> list[Variant]:
+    missing = plan.missing(points)
+    if further is not None:
+        # Who is in the second sweep is not known before the first one ends.
+        last = further(finished(plan, points)).missing(points) if not missing else {one.name for one in plan.variants}
+        missing = missing | last
+    return [variant for variant in plan.variants if variant.name in missing]
+
+
+def finished_so_far(plan: Sweep, points: Points, further: Further | None = None) -> list[Run]:
+    """The runs of all turns measured so far, of a second sweep too where the first one is whole."""
+    runs = finished(plan, points)
+    if further is not None and not plan.missing(points):
+        runs += finished(further(runs), points)
+    return runs

@@ -36,11 +36,23 @@ class Bench:
     switch: Path | None
 
     def put(
-        self, name: str, prompts: Sequence[Prompt], concurrency: int, max_tokens: int, *, ignore_eos: bool
+        self,
+        name: str,
+        prompts: Sequence[Prompt],
+        concurrency: int,
+        max_tokens: int,
+        *,
+        ignore_eos: bool,
+        cache_salt: str | None = None,
     ) -> tuple[LoadReport, dict[str, JsonValue]]:
         """One run of the load generator: its report, and all that it saved."""
         load = LoadOptions(
-            tokenizer=self.model, max_tokens=max_tokens, concurrency=concurrency, warmups=0, ignore_eos=ignore_eos
+            tokenizer=self.model,
+            max_tokens=max_tokens,
+            concurrency=concurrency,
+            warmups=0,
+            ignore_eos=ignore_eos,
+            cache_salt=cache_salt,
         )
         report = put_load(self.url, prompts, load, self.logs / name, self.generator)
         saved: dict[str, JsonValue] = json.loads((self.logs / name / RESULT).read_text())
@@ -105,6 +117,21 @@ def measure_acceptance(bench: Bench, prompts: Sequence[Prompt], most: int, concu
         "positions": [*positions],
         "histogram": [*histogram(positions, steps)],
         "answer_tokens": lengths,
+    }
+
+
+def measure_load(
+    bench: Bench, name: str, prompts: Sequence[Prompt], draft_tokens: int, concurrency: int, max_tokens: int
+) -> Record:
+    """Tokens per second of one K under a load like the proof's; its prompts may have been those of other Ks."""
+    bench.draft(draft_tokens)
+    report, _ = bench.put(name, prompts, concurrency, max_tokens, ignore_eos=False, cache_salt=name)
+    return {
+        "concurrency": concurrency,
+        "draft_tokens": draft_tokens,
+        "output_tokens": report.output_tokens,
+        "duration_s": report.duration_s,
+        "output_tokens_per_s": report.output_tokens_per_s,
     }
 
 

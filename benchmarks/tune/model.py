@@ -108,7 +108,7 @@ def ranges(chosen: Mapping[int, int], rate_of: Callable[[int, int], float]) -> t
 
 
 def schedule(costs: Costs, positions: Sequence[float], tolerance: float) -> tuple[Range, ...]:
-    """The best K for each number of requests."""
+    """The best K for each number of requests, by step times alone."""
     by_batch = {batch: rates(costs, positions, batch) for batch in costs.batches}
     return ranges(choose(by_batch, tolerance), lambda requests, k: rates(costs, positions, requests)[k])
 
@@ -154,3 +154,25 @@ def predict(
             elapsed += _drafting(costs, len(entering), draft_tokens(len(entering)))
         running += [answer - 1 for answer in entering if answer > 1]
     return 1000 * sum(load.answers) / elapsed
+
+
+def always(draft_tokens: int) -> Callable[[int], int]:
+    """One K for every number of requests."""
+    return lambda _: draft_tokens
+
+
+def loads_of(answers: Sequence[int], concurrency: int, requests: int) -> list[Load]:
+    """Loads of so many requests whose answers are whole copies of `answers`, so that their mean is theirs."""
+    return [
+        Load(concurrency, tuple(answers[(first + place) % len(answers)] for place in range(requests)))
+        for first in range(0, max(len(answers), requests), requests)
+    ]
+
+
+def rate_of_loads(
+    costs: Costs, histogram: Sequence[int], draft_tokens: Callable[[int], int | None], loads: Sequence[Load]
+) -> float:
+    """Output tokens per second over all loads together; see `predict`."""
+    tokens = [sum(load.answers) for load in loads]
+    found = [predict(costs, histogram, draft_tokens, load, seed) for seed, load in enumerate(loads)]
+    return sum(tokens) / sum(one / rate for one, rate in zip(tokens, found, strict=True))

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -19,9 +20,9 @@ from aerie.benchmarks import options
 from aerie.benchmarks.points import Points, Record
 from aerie.benchmarks.prompts import Messages, Prompt, PromptsError, held_out, read_messages, render
 from aerie.benchmarks.results_file import Provenance, ResultFile, Run
-from aerie.benchmarks.serving.sweep import Sweep, SweepOptions, finished, sweep
+from aerie.benchmarks.serving.sweep import Sweep, SweepOptions, finished_so_far, sweep
 from aerie.benchmarks.serving.variants import BASELINE, Variant
-from aerie.benchmarks.tune import prove, study
+from aerie.benchmarks.tune import prove, study, trial
 from aerie.benchmarks.tune.model import LAST, Costs, rates, scheduled
 from aerie.benchmarks.tune.model import schedule as best_schedule
 from aerie.benchmarks.tune.study import SWITCHED, StudyOptions
@@ -49,7 +50,9 @@ class Options:
     rounds: int
     count: int
     max_tokens: int
+    finals: int
     study_rounds: int
+    trial_rounds: int
     acceptance_count: int
     prompts: Path | None
     serve_options: tuple[str, ...]
@@ -67,7 +70,19 @@ class Options:
             rounds=self.study_rounds,
             acceptance_count=self.acceptance_count,
             max_tokens=self.max_tokens,
+            trial_rounds=self.trial_rounds,
+            sizes={concurrency: self.proof.size(concurrency) for concurrency in self.concurrencies},
         )
+
+    @property
+    def final(self) -> SweepOptions:
+        """Of the rounds after the proof's, for the finalists."""
+        return self.proof.model_copy(update={"rounds": self.finals})
+
+    @property
+    def proof_prompts_needed(self) -> int:
+        """Of both."""
+        return self.proof.prompts_needed + (self.final.prompts_needed if self.finals else 0)
 
     @property
     def proof(self) -> SweepOptions:
@@ -117,7 +132,7 @@ def run(chosen: Options, tuning_path: Path | None, out: Path) -> int:
     plan = plan_of(chosen)
     setup = plan.setup
     where = tuning_path or default_path(setup)
-    needed = chosen.study.prompts_needed + (chosen.proof.prompts_needed if chosen.proves else 0)
+    needed = chosen.study.prompts_needed + (chosen.proof_prompts_needed if chosen.proves else 0)
     prompts = render(chosen.model, chats_of(chosen, needed))
     held, rest = prompts[: chosen.study.prompts_needed], prompts[chosen.study.prompts_needed :]
     hashes = options.inputs(model=chosen.model, draft=chosen.draft, prompts=chosen.prompts)
@@ -125,7 +140,7 @@ def run(chosen: Options, tuning_path: Path | None, out: Path) -> int:
     studied = studied_runs(chosen, plan, setup, held, hashes)
     costs, spread = study.costs_of(studied)
     acceptance = study.acceptance_of(studied)
-    schedule = best_schedule(costs, _positions(acceptance), min(MOST_TOLERANCE, max(LEAST_TOLERANCE, spread)))
+    schedule = schedule_of(chosen, studied)
     predicted = prove.predictions(costs, acceptance, schedule, chosen.most, chosen.proof)
     provenance = Provenance.now(recorded(chosen), [chosen.seed], hashes)
     made = tuning_of(setup, schedule, predicted, provenance)
@@ -168,7 +183,7 @@ def studied_runs(
 ) -> list[Run]:
     """The runs of the study."""
     shaping: dict[str, JsonValue] = {**recorded(chosen), "hashes": {**hashes}}
-    for unshaping in ("rounds", "count", "proves"):
+    for unshaping in ("rounds", "finals", "proves"):
         shaping.pop(unshaping)
     points = Points(chosen.work, shaping)
     # With a K = 0 in it, for the worker that serves such schedules.
@@ -183,6 +198,16 @@ def studied_runs(
         Variant(name=SWITCHED, arguments=arguments),
     ]
     return study.measure(chosen.study, points, prompts, servers, (points.folder / "k").resolve())
+
+
+def schedule_of(chosen: Options, studied: Sequence[Run]) -> tuple[Range, ...]:
+    """By the trials; where there were none, by step times and acceptance."""
+    costs, spread = study.costs_of(studied)
+    acceptance = study.acceptance_of(studied)
+    tried = [run.measured for run in studied if run.benchmark == "tune.trial"]
+    if tried:
+        return trial.schedule(trial.predicted(costs, acceptance, chosen.study.sizes), trial.outcome(tried))
+    return best_schedule(costs, _positions(acceptance), min(MOST_TOLERANCE, max(LEAST_TOLERANCE, spread)))
 
 
 def _positions(acceptance: Record) -> list[float]:
@@ -236,7 +261,9 @@ def proven(
     file = (chosen.work / f"tuned-{digest}.json").resolve()
     made.write(file)
     compared = prove.variants(chosen.serving, chosen.drafting, chosen.most, file)
-    plan = Sweep(compared, {"held-out": prompts}, chosen.proof)
+    every, last = prompts[: chosen.proof.prompts_needed], prompts[chosen.proof.prompts_needed :]
+    plan = Sweep(compared, {"held-out": every}, chosen.proof)
+    further = partial(prove.finals, plan, last, chosen.finals) if chosen.finals else None
     points = plan.points(chosen.work)
     turns = list(plan.turns())
     seconds = sum(
@@ -247,8 +274,11 @@ def proven(
         for turn in turns
         if points.found(turn.name) is None
     )
-    typer.echo(f"proof: {len(compared)} servers, {len(turns)} turns, about {seconds / 60:.0f} min once they are up")
+    typer.echo(
+        f"proof: {len(compared)} servers, {len(turns)} turns, about {seconds / 60:.0f} min once they are up; "
+        f"then {chosen.finals} rounds of the fastest"
+    )
     try:
-        return sweep(plan, points), False
+        return sweep(plan, points, further), False
     except KeyboardInterrupt:
-        return finished(plan, points), True
+        return finished_so_far(plan, points, further), True

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The measurements before the proof: two servers, every point kept, and what comes of them."""
 
+import itertools
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,8 @@ from aerie.benchmarks.prompts import Prompt
 from aerie.benchmarks.results_file import Run
 from aerie.benchmarks.serving.generator import Generator
 from aerie.benchmarks.serving.variants import BASELINE, Variant, running
-from aerie.benchmarks.tune import switch
-from aerie.benchmarks.tune.measure import Bench, measure_acceptance, measure_entry, measure_steps
+from aerie.benchmarks.tune import switch, trial
+from aerie.benchmarks.tune.measure import Bench, measure_acceptance, measure_entry, measure_load, measure_steps
 from aerie.benchmarks.tune.model import Costs
 
 SWITCHED = "switched"
@@ -36,12 +37,25 @@ class StudyOptions(BaseModel):
     rounds: int
     acceptance_count: int
     max_tokens: int
+    trial_rounds: int
+    sizes: dict[int, int]
+    """Requests of a trial, by concurrency."""
 
     @property
     def prompts_needed(self) -> int:
         """So that no measurement finds its prompts in the prefix cache; those of K and K' do, of one batch alike."""
+        return self._prompts_before_trials + self.trial_rounds * sum(self.sizes.values())
+
+    @property
+    def _prompts_before_trials(self) -> int:
         entries = self.rounds * len(ENTRY_LEVELS) * ENTRY_REQUESTS
         return self.acceptance_count + max(self.batches) + entries
+
+    def trial_prompts(self, prompts: Sequence[Prompt], concurrency: int, index: int) -> Sequence[Prompt]:
+        """Those of one load in one round; every K has the same."""
+        before = sum(size for level, size in self.sizes.items() if level < concurrency)
+        first = self._prompts_before_trials + index * sum(self.sizes.values()) + before
+        return prompts[first : first + self.sizes[concurrency]]
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,18 @@ def tasks(options: StudyOptions, prompts: Sequence[Prompt]) -> Iterator[Task]:
                 yield Task(name, server, partial(_steps, steps[:batch], k, index))
 
 
+def trials(options: StudyOptions, prompts: Sequence[Prompt], points: Points) -> Iterator[Task]:
+    """The Ks under load, once all points of `tasks` are kept; each must be kept before the next one is asked for."""
+    for one in trial.tries(_predicted(options, prompts, points), options.trial_rounds, points):
+        mine = options.trial_prompts(prompts, one.concurrency, one.index)
+        yield Task(one.name, SWITCHED, partial(_trial, mine, one, options.max_tokens))
+
+
+def _predicted(options: StudyOptions, prompts: Sequence[Prompt], points: Points) -> trial.ByLevel:
+    studied = _kept(tasks(options, prompts), points)
+    return trial.predicted(costs_of(studied)[0], acceptance_of(studied), options.sizes)
+
+
 def _acceptance(prompts: Sequence[Prompt], most: int, concurrency: int, max_tokens: int, bench: Bench) -> Record:
     return measure_acceptance(bench, prompts, most, concurrency, max_tokens)
 
@@ -86,6 +112,11 @@ def _steps(prompts: Sequence[Prompt], draft_tokens: int | None, index: int, benc
     return measure_steps(bench, prompts, draft_tokens, index)
 
 
+def _trial(prompts: Sequence[Prompt], one: trial.Try, max_tokens: int, bench: Bench) -> Record:
+    measured = measure_load(bench, one.name, prompts, one.draft_tokens, one.concurrency, max_tokens)
+    return measured | {"index": one.index}
+
+
 def switched_variant(arguments: Sequence[str], tuning: Path, *, asynchronous: bool) -> tuple[str, ...]:
     """Arguments of the server whose K is switched; `tuning` is a file with any schedule of the largest K."""
     options = f'{{"scheduler-cls": "{switch.scheduler_class(asynchronous=asynchronous)}"}}'
@@ -96,9 +127,8 @@ def measure(
     options: StudyOptions, points: Points, prompts: Sequence[Prompt], servers: Sequence[Variant], environment: Path
 ) -> list[Run]:
     """Measure what was not kept yet. `environment` is the file of K; raises what the load generator raises."""
-    todo = list(tasks(options, prompts))
-    missing = [task for task in todo if points.found(task.name) is None]
-    if missing:
+    plan = partial(_whole, options, prompts, points)
+    if any(points.found(task.name) is None for task in plan()):
         environment.parent.mkdir(parents=True, exist_ok=True)
         environment.write_text("0")
         logs = points.folder / "logs"
@@ -110,13 +140,32 @@ def measure(
             for bench in benches.values():
                 bench.draft(options.most)
                 bench.put("warm-up", prompts[: max(options.batches)], max(options.batches), 16, ignore_eos=True)
-            _run(todo, missing, points, benches)
-    return [Run(benchmark=f"tune.{_kind(task.name)}", measured=points.found(task.name)[0]) for task in todo]  # type: ignore[index]  # all are kept by now
+            todo = list(tasks(options, prompts))
+            _run(todo, len(todo), points, benches)
+            tries = trial.count(_predicted(options, prompts, points), options.trial_rounds)
+            _run(trials(options, prompts, points), tries, points, benches)
+    return _kept(plan(), points)
 
 
-def _run(todo: Sequence[Task], missing: Sequence[Task], points: Points, benches: dict[str, Bench]) -> None:
-    with counted(len(todo), len(todo) - len(missing)) as count:
-        for task in missing:
+def _whole(options: StudyOptions, prompts: Sequence[Prompt], points: Points) -> Iterator[Task]:
+    yield from tasks(options, prompts)
+    yield from trials(options, prompts, points)
+
+
+def _kept(done: Iterable[Task], points: Points) -> list[Run]:
+    return [Run(benchmark=f"tune.{_kind(task.name)}", measured=(points.found(task.name) or [])[0]) for task in done]
+
+
+def _run(todo: Iterable[Task], total: int, points: Points, benches: dict[str, Bench]) -> None:
+    left, done = iter(todo), 0
+    for first in left:
+        if points.found(first.name) is None:
+            break
+        done += 1
+    else:
+        return
+    with counted(total, done) as count:
+        for task in itertools.chain([first], left):
             count(f"{task.name:20}", partial(points.kept, task.name, partial(_measured, task, benches[task.server])))
 
 
@@ -125,7 +174,7 @@ def _measured(task: Task, bench: Bench) -> list[Record]:
 
 
 def _kind(name: str) -> str:
-    return {"acceptance": "acceptance", "entry": "entry", "steps": "step"}[name.split("-")[0]]
+    return {"acceptance": "acceptance", "entry": "entry", "steps": "step", "trial": "trial"}[name.split("-")[0]]
 
 
 def costs_of(runs: Sequence[Run]) -> tuple[Costs, float]:

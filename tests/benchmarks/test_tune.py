@@ -176,7 +176,8 @@ def test_the_proof_s_figures(tmp_path: Path) -> None:
 
 
 def test_every_batch_meets_every_k_and_no_draft_on_each_server_s_own(tmp_path: Path) -> None:
-    chosen = StudyOptions(model=tmp_path, batches=(1, 4), most=2, rounds=2, acceptance_count=3, max_tokens=8)
+    chosen = StudyOptions(model=tmp_path, batches=(1, 4), most=2, rounds=2, acceptance_count=3, max_tokens=8,
+                          trial_rounds=0, sizes={})  # fmt: skip
     done = list(tasks(chosen, [None] * chosen.prompts_needed))  # type: ignore[list-item]  # none is put
     steps = [task for task in done if task.name.startswith("steps")]
     assert len(steps) == 2 * 2 * 4
@@ -193,7 +194,8 @@ def asked(tmp_path: Path, **changes: object) -> Options:
     """What the command line would say."""
     chosen = Options(
         model=tmp_path, draft=tmp_path, most=2, concurrencies=(1,), rounds=1, count=2, max_tokens=8, study_rounds=1,
-        acceptance_count=2, prompts=None, serve_options=(), proves=False, work=tmp_path, seed=0,
+        finals=0, trial_rounds=0, acceptance_count=2, prompts=None, serve_options=(), proves=False, work=tmp_path,
+        seed=0,
     )  # fmt: skip
     return dataclasses.replace(chosen, **changes)  # type: ignore[arg-type]  # names and values belong together
 
