@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -46,6 +47,19 @@ class Server:
         """CPU time used so far by the server and its children."""
         return session_seconds(self.process.pid)
 
+    @contextmanager
+    def halted(self) -> Iterator[None]:
+        """Stop all its processes for the block: an idle server is not quiet, and a stopped one keeps its memory."""
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
 
 def free_port() -> int:
     """A port that nothing listens on."""
@@ -56,8 +70,8 @@ def free_port() -> int:
 
 
 NO_PROBES = ("--probe-seconds", "3600")
-"""For servers beside each other: what an idle one asks of itself keeps its worker busy for a second, on a core that the
-worker under load is bound to as well. Options that follow win."""
+"""For servers beside each other: one that comes back after others' turns would ask itself for a token at once, in its
+own turn. Options that follow win."""
 
 
 def serve_command(port: int, arguments: Sequence[str]) -> list[str]:
@@ -133,10 +147,24 @@ def launched_server(
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **environment}
         )
+    with _ended_in_order():
+        try:
+            yield Server(name, port, process, log)
+        finally:
+            stop(process)
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM is a Ctrl-C for the block: what was measured is kept, and no server stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield Server(name, port, process, log)
+        yield
     finally:
-        stop(process)
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

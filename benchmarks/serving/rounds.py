@@ -3,6 +3,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Protocol
 
@@ -15,9 +16,6 @@ from aerie.benchmarks.serving.load import LoadOptions, LoadReport, put_load
 from aerie.benchmarks.serving.processes import Server
 
 IDLE_WINDOW_S = 5.0
-SETTLING_WINDOW_S, SETTLING_TIMEOUT_S = 0.5, 10.0
-SETTLED_CORES = 0.05
-"""Of each server that waits; an idle one keeps 0.02 cores busy."""
 
 
 class Loaded(Protocol):
@@ -29,6 +27,10 @@ class Loaded(Protocol):
     def url(self) -> str: ...  # noqa: D102 - its base address, without a path
     def cpu_seconds(self) -> float | None:
         """CPU time used so far; `None` for a server that is not ours to look into."""
+        ...
+
+    def halted(self) -> AbstractContextManager[None]:
+        """Keep it from running for a block, where it is ours."""
         ...
 
 
@@ -80,8 +82,26 @@ def measure_round(
     directory: Path,
     generator: Generator | None = None,
 ) -> Round:
-    """Put the prompts to `server`; the account spans the load generator's whole run."""
-    _settle(waiting)
+    """Put the prompts to `server`, while those that wait are halted; the account spans the load generator's whole run.
+
+    Idle servers would not do: for a second after a step, a worker of vLLM spins until another comes, on the core that
+    each server's worker is bound to, and eight of them keep 0.12 cores busy after that, in short pieces.
+    """
+    with ExitStack() as stack:
+        for one in waiting:
+            stack.enter_context(one.halted())
+        return _measured(server, waiting, index, prompts, options, directory, generator)
+
+
+def _measured(
+    server: Loaded,
+    waiting: Sequence[Loaded],
+    index: int,
+    prompts: Sequence[Prompt],
+    options: LoadOptions,
+    directory: Path,
+    generator: Generator | None,
+) -> Round:
     started, busy, own = time.monotonic(), busy_seconds(), server.cpu_seconds()
     idle = _together(waiting)
     report = put_load(server.url, prompts, options, directory, generator)
@@ -96,20 +116,6 @@ def measure_round(
         cores_waiting=round(idle / elapsed, 3),
         cores_others=None if used is None else round(max(0.0, busy - used - idle - report.client_cpu_s) / elapsed, 3),
     )
-
-
-def _settle(waiting: Sequence[Loaded]) -> None:
-    """Let whoever was under load become idle.
-
-    For a second after a step, a worker of vLLM spins until another comes, on the core that each server's worker is
-    bound to.
-    """
-    deadline = time.monotonic() + SETTLING_TIMEOUT_S
-    while waiting and time.monotonic() < deadline:
-        before = _together(waiting)
-        time.sleep(SETTLING_WINDOW_S)
-        if _together(waiting) - before < SETTLED_CORES * SETTLING_WINDOW_S * len(waiting):
-            return
 
 
 def _together(servers: Sequence[Loaded]) -> float:

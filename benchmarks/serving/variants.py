@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
@@ -65,6 +65,10 @@ class Remote:
     def cpu_seconds(self) -> float | None:
         """Unknown."""
         return None
+
+    def halted(self) -> AbstractContextManager[None]:
+        """It is not ours to halt."""
+        return nullcontext()
 
 
 def listed_models(url: str) -> list[str]:

@@ -16,7 +16,7 @@ from aerie.benchmarks.errors import BenchmarkError
 from aerie.benchmarks.report import build, html, markdown
 from aerie.benchmarks.report.cells import Cell, Load, cells, crossover, speedup, spreads
 from aerie.benchmarks.report.document import Document, pictures
-from aerie.benchmarks.report.sections import acceptance, kernels, serving, tuning
+from aerie.benchmarks.report.sections import acceptance, kernels, serving
 from aerie.benchmarks.results_file import ResultFile, Run
 from aerie.cli import app
 
@@ -140,32 +140,6 @@ def test_acceptance_pools_steps_and_tells_domains_apart() -> None:
     assert [(one.name, one.spread) for one in bars.bars] == [  # type: ignore[union-attr]  # bars, not lines
         ("inquiry, gated", 0.25), ("inquiry, plain", None), ("advice, gated", None)
     ]  # fmt: skip
-
-
-def test_a_tuning_tells_the_proof_and_the_k_with_the_best_prediction() -> None:
-    found = tuning.findings(tuned())
-    assert found is not None
-    assert "at least 0.991×" in found.sentences[0]
-    assert "1.80×" in found.sentences[0]
-    assert found.sentences[1] == "The prediction favours 4 tokens at 1 in flight and none at 8."
-    assert "5.0%" in found.sentences[2]
-    assert {one.name for one in pictures(found.blocks)} == {"tuned-against-best", "tuned-k", "step-times", "prediction"}
-
-
-def test_a_tunings_own_schedule_is_told_where_its_result_holds_it() -> None:
-    ranges = [
-        Run(benchmark="tune.schedule", measured={"first": first, "last": last, "draft_tokens": k})
-        for first, last, k in ((9, 99, 0), (1, 2, 5), (3, 8, 3))
-    ]
-    found = tuning.findings(tuned().model_copy(update={"runs": [*tuned().runs, *ranges]}))
-    assert found is not None
-    assert found.sentences[1] == "It drafts 5 tokens at 1 in flight and 3 at 8."
-
-
-def test_step_times_have_a_curve_for_each_k_and_one_without_a_draft() -> None:
-    panel = tuning.step_times([one.measured for one in tuned().runs if one.benchmark == "tune.step"])
-    found = {line.name: [y for _, y in line.points] for line in panel.lines}
-    assert found == {"no draft": [10.0, 10.0], "K = 0": [10.0, 10.0], "K = 4": [14.0, 42.0]}
 
 
 def test_a_cpu_kernel_is_told_by_rows() -> None:

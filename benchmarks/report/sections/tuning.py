@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from aerie.benchmarks.points import Record
 from aerie.benchmarks.report.cells import numbers
-from aerie.benchmarks.report.document import Block, Picture, Table
+from aerie.benchmarks.report.document import Block, Paragraph, Picture, Table
 from aerie.benchmarks.report.sections.findings import Findings, plain
 from aerie.benchmarks.results_file import ResultFile
 from aerie.chart import Line, Lines
 
-STEP, PREDICTION, SCHEDULE = "tune.step", "tune.prediction", "tune.schedule"
+STEP, PREDICTION, SCHEDULE, TRIAL = "tune.step", "tune.prediction", "tune.schedule", "tune.trial"
 DASH = "6 4"
+TRIED = "How the K was chosen: tokens per second under load of those that were near the best by prediction."
 
 
 def findings(result: ResultFile) -> Findings | None:
@@ -38,6 +39,8 @@ def findings(result: ResultFile) -> Findings | None:
         alt = "Predicted against measured throughput: a point for each K and load; on the line they agree."
         blocks.append(Picture("prediction", alt, [_predictions(predicted)]))
         blocks.append(_table(result.figures, predicted, chosen))
+    if tried := _runs(result, TRIAL):
+        blocks += [Paragraph(TRIED), trials(tried, chosen)]
     remarks = ["Step times and acceptance hold for this machine, this checkpoint and these prompts alone."]
     if not ratios:
         remarks.append("The schedule was not run beside the fixed numbers of drafted tokens: it is not proven here.")
@@ -139,10 +142,28 @@ def _table(figures: Mapping[str, float], predicted: Sequence[Record], chosen: Ma
                 str(k),
                 *(plain(rate) for rate in (*rates, tuned)),
                 _ratio(figures.get(f"tuned_ratio_c{level}")),
+                _ratio(figures.get(f"tuned_hindsight_c{level}")),
             ]
         )
-    head = ["in flight", "K", "predicted tokens/s", "measured at this K", "tuned schedule", "over the best other"]
-    return Table(head, rows)
+    measured = ["measured at this K", "tuned schedule", "over the best other", "over the best in hindsight"]
+    return Table(["in flight", "K", "predicted tokens/s", *measured], rows)
+
+
+def trials(tried: Sequence[Record], chosen: Mapping[int, int]) -> Table:
+    """A row a load: tokens per second of each K that was put under it, over its rounds; the chosen one is bold."""
+    by_load: dict[int, dict[int, list[Record]]] = {}
+    for one in tried:
+        (level,), (k,) = numbers([one], "concurrency"), numbers([one], "draft_tokens")
+        by_load.setdefault(int(level), {}).setdefault(int(k), []).append(one)
+    every = sorted({k for by_k in by_load.values() for k in by_k})
+    rows = []
+    for level, by_k in sorted(by_load.items()):
+        rates = {
+            k: plain(sum(numbers(own, "output_tokens")) / sum(numbers(own, "duration_s"))) for k, own in by_k.items()
+        }
+        cells = [f"**{rates[k]}**" if k == chosen.get(level) and k in rates else rates.get(k, "–") for k in every]
+        rows.append([str(level), *cells])
+    return Table(["in flight", *(f"K = {k}" for k in every)], rows)
 
 
 def _ratio(value: float | None) -> str:
