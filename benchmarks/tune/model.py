@@ -71,27 +71,27 @@ def rates(costs: Costs, positions: Sequence[float], requests: int) -> dict[int, 
 
 
 def choose(by_batch: Mapping[int, Rates], tolerance: float) -> dict[int, int]:
-    """K for each measured number of requests.
+    """K for each measured number of requests: the highest rates, by their product, of the Ks that never rise.
 
-    Whatever comes within `tolerance` of the best there is as good as the best: of those, its neighbours' K.
-    So the least number of changes first, then the highest rates.
+    They never do where rates are exact, since every further request makes a row dearer; where a rate has noise,
+    its neighbours have a say so. For the same reason a change of K must bring `tolerance` of a rate.
     """
-    batches = sorted(by_batch)
-    # By the last K: changes, minus the sum of log rates, the Ks up to here.
-    paths: dict[int, tuple[int, float, list[int]]] = {}
-    for batch in batches:
+    # By the last K: what is lost so far, and the Ks up to here.
+    paths: dict[int, tuple[float, list[int]]] = {}
+    for batch in sorted(by_batch):
         here = by_batch[batch]
-        least = (1 - tolerance) * max(here.values())
-        good = [draft_tokens for draft_tokens, rate in here.items() if rate >= least]
+        best = max(here.values())
         paths = {
-            draft_tokens: min(
-                (changes + (before != draft_tokens), loss - math.log(here[draft_tokens]), [*chosen, draft_tokens])
-                for before, (changes, loss, chosen) in (paths or {draft_tokens: (0, 0.0, [])}).items()
+            k: min(
+                (lost + tolerance * (before != k) + math.log(best / rate), [*chosen, k])
+                for before, (lost, chosen) in (paths or {k: (0.0, [])}).items()
+                if before >= k
             )
-            for draft_tokens in good
+            for k, rate in here.items()
+            if not paths or max(paths) >= k
         }
-    _, _, best = min(paths.values())
-    return dict(zip(batches, best, strict=True))
+    _, ks = min(paths.values())
+    return dict(zip(sorted(by_batch), ks, strict=True))
 
 
 def ranges(chosen: Mapping[int, int], rate_of: Callable[[int, int], float]) -> tuple[Range, ...]:

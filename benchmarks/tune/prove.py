@@ -129,7 +129,7 @@ def ratios(served: Sequence[Run], concurrency: int) -> dict[str, float]:
 
     `tuned_ratio` takes as the best in each round the one that was in the other rounds: were it chosen by the rates that
     it is then compared by, the best of several equals would come out ahead of them all. `tuned_hindsight` is
-    that. `tuned_ratio_std` is the spread of a round.
+    that, of all rounds pooled. The median over rounds counts, since a shared machine has bad seconds.
     """
     by_round = _by_round(served, concurrency)
     tuned = by_round.pop(TUNED, {})
@@ -145,7 +145,7 @@ def ratios(served: Sequence[Run], concurrency: int) -> dict[str, float]:
     best = [_best(others, [one for one in rounds if one != index])[index] for index in rounds]
     each = [_rate(tuned, [index]) / pooled_rate([other]) for index, other in zip(rounds, best, strict=True)]
     return {
-        "tuned_ratio": _rate(tuned, rounds) / pooled_rate(best),
+        "tuned_ratio": statistics.median(each),
         "tuned_ratio_std": statistics.stdev(each),
         "tuned_hindsight": hindsight,
     }

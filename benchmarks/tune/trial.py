@@ -19,7 +19,7 @@ MARGIN = 0.12
 """How far below the best by prediction a K may be and yet be tried; predictions are about half as far off."""
 FIRST_ROUNDS, FIRST_MOST, THEN_MOST = 2, 5, 3
 TOLERANCE = 0.01
-"""Ks this close after all rounds are taken for equal; a rate's standard error is about as large."""
+"""What a change of K must bring, in all; a rate's standard error is about as large."""
 ByLevel = Mapping[int, Mapping[int, float]]
 """Tokens per second by requests in flight and K."""
 
@@ -85,25 +85,35 @@ def pooled(records: Sequence[Record]) -> float:
 
 
 def outcome(records: Sequence[Record]) -> dict[int, dict[int, float]]:
-    """By concurrency, the rates of those Ks that were in every round."""
-    found: dict[int, dict[int, list[Record]]] = {}
+    """By concurrency, the rate of each K that was tried.
+
+    In each round a K is compared with the middle one of those that were in all rounds, and of its rounds the middle one
+    counts: what else a shared machine does for some seconds takes a third of a turn's rate.
+    """
+    found: dict[int, dict[int, dict[int, float]]] = {}
     for one in records:
         by_k = found.setdefault(int(number(one, "concurrency")), {})
-        by_k.setdefault(int(number(one, "draft_tokens")), []).append(one)
-    rates = {}
-    for concurrency, by_k in found.items():
-        rounds = max(len(mine) for mine in by_k.values())
-        rates[concurrency] = {k: pooled(mine) for k, mine in by_k.items() if len(mine) == rounds}
-    return rates
+        by_round = by_k.setdefault(int(number(one, "draft_tokens")), {})
+        by_round[int(number(one, "index"))] = pooled([one])
+    return {concurrency: _rates(by_k) for concurrency, by_k in found.items()}
+
+
+def _rates(by_k: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
+    most = max(len(mine) for mine in by_k.values())
+    lasting = [mine for mine in by_k.values() if len(mine) == most]
+    middle = {index: statistics.median(mine[index] for mine in lasting) for index in lasting[0]}
+    usual = statistics.fmean(middle.values())
+    return {
+        k: usual * statistics.median(rate / middle[index] for index, rate in mine.items()) for k, mine in by_k.items()
+    }
 
 
 def schedule(first: ByLevel, measured: ByLevel) -> tuple[Range, ...]:
     """The schedule of the Ks that won; between two loads the next one begins where it overtakes.
 
-    There rates are interpolated, and those of a K that was not tried at a load are predictions, moved by as much as
-    the others' were off.
+    There rates are interpolated. Those of a K that was not tried at a load are predictions, moved by as much as the
+    others' were off.
     """
-    chosen = choose(measured, TOLERANCE)
     moved = {}
     for level, rates in measured.items():
         off = statistics.fmean(rate / first[level][k] for k, rate in rates.items())
@@ -112,4 +122,4 @@ def schedule(first: ByLevel, measured: ByLevel) -> tuple[Range, ...]:
     def rate_of(requests: int, k: int) -> float:
         return between({level: rates[k] for level, rates in moved.items()}, requests)
 
-    return ranges(chosen, rate_of)
+    return ranges(choose(moved, TOLERANCE), rate_of)

@@ -62,8 +62,17 @@ def test_the_likely_ones_are_tried_and_after_two_rounds_the_best_of_them(tmp_pat
     assert again == done
 
     measured = trial.outcome([record for one in done for record in points.found(one.name) or []])
-    assert {level: sorted(rates) for level, rates in measured.items()} == {1: [4, 5, 6], 8: [1, 2, 3]}
-    assert measured[1][6] == pytest.approx(106)
+    assert measured[1] == pytest.approx({k: 100 + k for k in range(2, 7)})
+    assert measured[8] == pytest.approx({k: 100 - k for k in range(1, 4)})
+
+
+def test_a_turn_that_was_disturbed_does_not_count() -> None:
+    """And a round in which all are slow, as its answers are longer, is as good as the others."""
+    rates = {3: [80.0, 40.0, 85.0], 4: [82.0, 41.0, 87.0], 5: [90.0, 45.0, 50.0]}
+    records = [tried(1, k, index, rate) for k, mine in rates.items() for index, rate in enumerate(mine)]
+    found = trial.outcome(records)[1]
+    assert sorted(found, key=lambda k: found[k]) == [3, 4, 5]
+    assert found[5] / found[4] == pytest.approx(90 / 82, abs=0.01)
 
 
 def test_the_next_k_begins_where_it_overtakes_between_two_loads() -> None:
@@ -148,7 +157,6 @@ def test_the_best_of_several_equals_is_not_held_against_the_schedule() -> None:
     fair, hindsight = (sum(one[name] for one in found) / len(found) for name in ("tuned_ratio", "tuned_hindsight"))
     assert fair == pytest.approx(1, abs=0.01)
     assert hindsight < 0.96
-    assert all(one["tuned_hindsight"] <= one["tuned_ratio"] + 1e-9 for one in found)
 
 
 def test_a_schedule_that_is_slower_than_one_k_is_told_so() -> None:
