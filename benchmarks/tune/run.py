@@ -141,7 +141,7 @@ def run(chosen: Options, tuning_path: Path | None, out: Path) -> int:
     costs, spread = study.costs_of(studied)
     acceptance = study.acceptance_of(studied)
     schedule = schedule_of(chosen, studied)
-    predicted = prove.predictions(costs, acceptance, schedule, chosen.most, chosen.proof)
+    predicted = predictions_of(chosen, studied, schedule)
     provenance = Provenance.now(recorded(chosen), [chosen.seed], hashes)
     made = tuning_of(setup, schedule, predicted, provenance)
     made.write(where)
@@ -200,13 +200,33 @@ def studied_runs(
     return study.measure(chosen.study, points, prompts, servers, (points.folder / "k").resolve())
 
 
+def predictions_of(
+    chosen: Options, studied: Sequence[Run], schedule: tuple[Range, ...]
+) -> dict[tuple[str, int], float]:
+    """Of every variant of the proof at each load, corrected by how far off the predictions were in its trials."""
+    costs, acceptance = study.costs_of(studied)[0], study.acceptance_of(studied)
+    off = trial.corrections(*_tried(chosen, studied))
+    found = prove.predictions(costs, acceptance, schedule, chosen.most, chosen.proof)
+    return {(name, level): rate * off.get(level, 1.0) for (name, level), rate in found.items()}
+
+
+def _tried(chosen: Options, studied: Sequence[Run]) -> tuple[trial.ByLevel, trial.ByLevel]:
+    """What was predicted for the trials, and what came of them; both are empty where there were none."""
+    tried = [run.measured for run in studied if run.benchmark == "tune.trial"]
+    if not tried:
+        return {}, {}
+    return trial.predicted(study.costs_of(studied)[0], study.acceptance_of(studied), chosen.study.sizes), trial.outcome(
+        tried
+    )
+
+
 def schedule_of(chosen: Options, studied: Sequence[Run]) -> tuple[Range, ...]:
     """By the trials; where there were none, by step times and acceptance."""
     costs, spread = study.costs_of(studied)
     acceptance = study.acceptance_of(studied)
-    tried = [run.measured for run in studied if run.benchmark == "tune.trial"]
-    if tried:
-        return trial.schedule(trial.predicted(costs, acceptance, chosen.study.sizes), trial.outcome(tried))
+    first, measured = _tried(chosen, studied)
+    if measured:
+        return trial.schedule(first, measured)
     return best_schedule(costs, _positions(acceptance), min(MOST_TOLERANCE, max(LEAST_TOLERANCE, spread)))
 
 

@@ -108,6 +108,14 @@ def _rates(by_k: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
     }
 
 
+def corrections(first: ByLevel, measured: ByLevel) -> dict[int, float]:
+    """By concurrency, what to multiply predictions by: the mean over the Ks that were tried."""
+    return {
+        level: statistics.fmean(rate / first[level][k] for k, rate in rates.items())
+        for level, rates in measured.items()
+    }
+
+
 def schedule(first: ByLevel, measured: ByLevel) -> tuple[Range, ...]:
     """The schedule of the Ks that won; between two loads the next one begins where it overtakes.
 
@@ -116,7 +124,7 @@ def schedule(first: ByLevel, measured: ByLevel) -> tuple[Range, ...]:
     """
     moved = {}
     for level, rates in measured.items():
-        off = statistics.fmean(rate / first[level][k] for k, rate in rates.items())
+        off = corrections(first, measured)[level]
         moved[level] = {k: rates.get(k, off * rate) for k, rate in first[level].items()}
 
     def rate_of(requests: int, k: int) -> float:

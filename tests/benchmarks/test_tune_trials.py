@@ -90,6 +90,15 @@ def test_a_prediction_that_is_off_at_a_load_is_off_for_all_ks_there() -> None:
     assert trial.schedule(predicted, {4: {3: 110.0}, 8: {1: 110.0, 3: 90.0}}) == ((1, 6, 3), (7, LAST, 1))
 
 
+def test_predictions_are_corrected_by_what_the_trials_found() -> None:
+    """At 4 what was tried was 1.5 times as fast as predicted, at 8 half as fast."""
+    found = trial.corrections(
+        {4: {1: 100.0, 3: 100.0, 5: 80.0}, 8: {1: 100.0}}, {4: {1: 140.0, 3: 160.0}, 8: {1: 50.0}}
+    )
+    assert found == {4: 1.5, 8: 0.5}
+    assert trial.corrections({}, {}) == {}
+
+
 def test_equals_take_their_neighbours_k() -> None:
     measured = {1: {4: 100.0, 5: 100.5}, 8: {4: 100.0, 5: 90.0}}
     assert trial.schedule(measured, measured) == ((1, LAST, 4),)
