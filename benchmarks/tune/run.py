@@ -213,20 +213,16 @@ def predictions_of(
 def _tried(chosen: Options, studied: Sequence[Run]) -> tuple[trial.ByLevel, trial.ByLevel]:
     """What was predicted for the trials, and what came of them; both are empty where there were none."""
     tried = [run.measured for run in studied if run.benchmark == "tune.trial"]
-    if not tried:
-        return {}, {}
-    return trial.predicted(study.costs_of(studied)[0], study.acceptance_of(studied), chosen.study.sizes), trial.outcome(
-        tried
-    )
+    costs, acceptance = study.costs_of(studied)[0], study.acceptance_of(studied)
+    return (trial.predicted(costs, acceptance, chosen.study.sizes), trial.outcome(tried)) if tried else ({}, {})
 
 
 def schedule_of(chosen: Options, studied: Sequence[Run]) -> tuple[Range, ...]:
     """By the trials; where there were none, by step times and acceptance."""
+    if any(run.benchmark == "tune.trial" for run in studied):
+        return trial.schedule(*_tried(chosen, studied))
     costs, spread = study.costs_of(studied)
     acceptance = study.acceptance_of(studied)
-    first, measured = _tried(chosen, studied)
-    if measured:
-        return trial.schedule(first, measured)
     return best_schedule(costs, _positions(acceptance), min(MOST_TOLERANCE, max(LEAST_TOLERANCE, spread)))
 
 
