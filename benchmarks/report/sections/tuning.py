@@ -145,7 +145,7 @@ def _table(figures: Mapping[str, float], predicted: Sequence[Record], chosen: Ma
                 _ratio(figures.get(f"tuned_hindsight_c{level}")),
             ]
         )
-    measured = ["measured at this K", "tuned schedule", "over the best other", "over the best in hindsight"]
+    measured = ["measured at this K", "tuned schedule", "over the best other", "in hindsight"]
     return Table(["in flight", "K", "predicted tokens/s", *measured], rows)
 
 
