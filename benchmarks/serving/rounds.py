@@ -90,22 +90,10 @@ def measure_round(
     with ExitStack() as stack:
         for one in waiting:
             stack.enter_context(one.halted())
-        return _measured(server, waiting, index, prompts, options, directory, generator)
-
-
-def _measured(
-    server: Loaded,
-    waiting: Sequence[Loaded],
-    index: int,
-    prompts: Sequence[Prompt],
-    options: LoadOptions,
-    directory: Path,
-    generator: Generator | None,
-) -> Round:
-    started, busy, own = time.monotonic(), busy_seconds(), server.cpu_seconds()
-    idle = _together(waiting)
-    report = put_load(server.url, prompts, options, directory, generator)
-    elapsed, busy, idle = time.monotonic() - started, busy_seconds() - busy, _together(waiting) - idle
+        started, busy, own = time.monotonic(), busy_seconds(), server.cpu_seconds()
+        idle = _together(waiting)
+        report = put_load(server.url, prompts, options, directory, generator)
+        elapsed, busy, idle = time.monotonic() - started, busy_seconds() - busy, _together(waiting) - idle
     used = None if own is None else (server.cpu_seconds() or own) - own
     return Round(
         server=server.name,

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from aerie.benchmarks.points import Points, Record, number, whole_numbers
+from aerie.benchmarks.serving.sweep_figures import pooled_rate
 from aerie.benchmarks.tune.model import Costs, always, between, choose, loads_of, ranges, rate_of_loads
 from aerie.server.tuning import Range
 
@@ -76,12 +77,9 @@ def tries(first: ByLevel, rounds: int, points: Points) -> Iterator[Try]:
 
 def _measured(points: Points, concurrency: int, field: Sequence[int], rounds: int) -> dict[int, float]:
     names = {k: [Try(concurrency, k, index).name for index in range(rounds)] for k in field}
-    return {k: pooled([record for name in mine for record in points.found(name) or []]) for k, mine in names.items()}
-
-
-def pooled(records: Sequence[Record]) -> float:
-    """Output tokens per second over all of them."""
-    return sum(number(one, "output_tokens") for one in records) / sum(number(one, "duration_s") for one in records)
+    return {
+        k: pooled_rate([record for name in mine for record in points.found(name) or []]) for k, mine in names.items()
+    }
 
 
 def outcome(records: Sequence[Record]) -> dict[int, dict[int, float]]:
@@ -94,7 +92,7 @@ def outcome(records: Sequence[Record]) -> dict[int, dict[int, float]]:
     for one in records:
         by_k = found.setdefault(int(number(one, "concurrency")), {})
         by_round = by_k.setdefault(int(number(one, "draft_tokens")), {})
-        by_round[int(number(one, "index"))] = pooled([one])
+        by_round[int(number(one, "index"))] = pooled_rate([one])
     return {concurrency: _rates(by_k) for concurrency, by_k in found.items()}
 
 
