@@ -45,12 +45,15 @@ def identify_target(directory: Path) -> TargetIdentity:
 def write_draft(
     directory: Path, config: DraftConfig, tensors: Mapping[str, "Tensor"], provenance: Mapping[str, object]
 ) -> None:
-    """Write config.json, model.safetensors and provenance.json, all or nothing; raises DraftMismatch first."""
+    """Write config.json, model.safetensors and provenance.json, all or nothing.
+
+    Raises DraftMismatch first, and OccupiedError where another thing than a draft is in the way.
+    """
     from safetensors.torch import save_file
 
     _check_shapes(config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, "tensors to write")
     _check_vocabulary_map(config, tensors)
-    with output_directory(directory) as staging:
+    with output_directory(directory, replaces=PROVENANCE) as staging:
         write_json(staging / CONFIG, config.to_hf())
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staging / WEIGHTS, {"format": "pt"})
         write_json(staging / PROVENANCE, dict(provenance))

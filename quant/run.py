@@ -71,7 +71,7 @@ def quantise(
     quality = conversion.run(tokens, where)
     config = _config(source, stored.quantization_config(scheme, selection))
     try:
-        with output_directory(out, parts.folder) as staging:
+        with output_directory(out, parts.folder, replaces=REPORT_NAME) as staging:
             report = _complete(staging, conversion, config, quality)
     except OSError as error:
         raise UnwrittenError(out, error) from error

@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from aerie.artefacts import REPOSITORY, output_directory, provenance, sha256_file
-from aerie.trainer.card import write_card
+from aerie.artefacts import REPOSITORY, check_unoccupied, output_directory, provenance, sha256_file
+from aerie.trainer.card import CARD, write_card
 
 RECIPES = Path(__file__).parent / "recipes"
 MAIN, INT4, DRAFT = (RECIPES / f"clinic-{part}.yaml" for part in ("main", "int4", "draft"))
@@ -59,7 +59,7 @@ def card() -> dict[str, Any]:
 def ship(target: Path) -> None:
     """Copy both parts to `target` and write the card with the hash of every file."""
     described = card()
-    with output_directory(target) as staging:
+    with output_directory(target, replaces=CARD) as staging:
         for part, name in (("main-int4", "main"), ("draft", "draft")):
             shutil.copytree(WORK / part, staging / name, ignore=shutil.ignore_patterns(*RECORDS))
         write_card(described, staging)
@@ -70,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=SHIPPED, help="folder of the shipped checkpoint")
     out = parser.parse_args().out
+    check_unoccupied(out, CARD)
     build()
     ship(out)
     print(f"{out}: {sum(path.stat().st_size for path in out.rglob('*') if path.is_file()) / 1e6:.1f} MB")

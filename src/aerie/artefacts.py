@@ -62,13 +62,38 @@ def write_json(path: Path, value: object) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+class OccupiedError(FileExistsError):
+    """An output folder holds something that must not be replaced; the text names the folder and the fix."""
+
+
+def check_unoccupied(folder: Path, record: str | None = None) -> None:
+    """Refuse an output path that is a file, or a folder that holds anything but an earlier result of the same writer.
+
+    Args:
+        folder: where a result is to go.
+        record: name of a file that every result of this writer has; None if no folder may be replaced.
+
+    Raises:
+        OccupiedError: in one line.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir():
+        raise OccupiedError(f"{folder} is a file; choose a folder")
+    if record is None or not (folder / record).is_file():
+        raise OccupiedError(f"{folder} exists and holds other files; remove it, or choose another folder")
+
+
 @contextmanager
-def output_directory(final: Path, within: Path | None = None) -> Iterator[Path]:
+def output_directory(final: Path, within: Path | None = None, *, replaces: str | None = None) -> Iterator[Path]:
     """Yield a staging directory that becomes `final` when the block ends well, and vanishes when it does not.
 
-    An existing `final` is replaced only after the new one is complete and on disk. The staging directory lies beside
-    it, or `within` a folder of the same file system, whose owner can then remove what a killed process left.
+    An existing `final` is replaced only if it is empty or holds a file of the name `replaces`, and only after the new
+    one is complete and on disk. The staging directory lies beside it, or `within` a folder of the same file system,
+    whose owner can then remove what a killed process left. Raises OccupiedError.
     """
+    final = final.resolve()
+    check_unoccupied(final, replaces)
     final.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=within or final.parent, prefix=f".{final.name}."))
     try:
@@ -78,6 +103,7 @@ def output_directory(final: Path, within: Path | None = None) -> Iterator[Path]:
             path.chmod(0o755 if path.is_dir() else 0o644)
             sync(path)
         staging.chmod(0o755)
+        check_unoccupied(final, replaces)
         old = final.with_name(f".{final.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():

@@ -19,6 +19,7 @@ from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 import aerie
+from aerie.artefacts import OccupiedError
 from aerie.benchmarks.errors import BenchmarkError
 from aerie.cli_bench import bench
 from aerie.cli_tune import tune
@@ -50,7 +51,7 @@ def main() -> None:
     """Entry point. Every mistake of the user's is one line on stderr and exit status 2, what fails ends with 1."""
     try:
         status = app(standalone_mode=False)
-    except (BadOption, BenchmarkError, EngineFailed, QuantError, TrainerError, TyperException) as error:
+    except (BadOption, BenchmarkError, EngineFailed, OccupiedError, QuantError, TrainerError, TyperException) as error:
         status = _complain(error)
     except (typer.Abort, KeyboardInterrupt):
         status = 130

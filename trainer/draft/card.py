@@ -76,7 +76,7 @@ def publish(draft: Path, output: Path, entries: Sequence[Entry] = (), served: Se
         served: Measurements in the engine, ascending by update; the last is the exported head's.
     """
     card = describe(draft, entries, served)
-    with output_directory(output) as staging:
+    with output_directory(output, replaces=PROVENANCE) as staging:
         for path in sorted(draft.iterdir()):
             if path.name not in OURS:
                 _link(path, staging / path.name)

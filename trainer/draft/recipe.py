@@ -195,7 +195,8 @@ class DraftRecipe(Schema):
     target: Path
     """The main model as it is served: a Hugging Face folder, INT4 (compressed-tensors) or 16-bit."""
     output: Path
-    """The head's folder; written whole or not at all."""
+    """The head's folder; written whole or not at all. One that holds anything but this recipe's earlier result is
+    refused."""
     weights: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the exported weights."""
     work: Path

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from aerie.artefacts import provenance
-from aerie.trainer.draft.card import publish
+from aerie.trainer.draft.card import CARD, portable, publish
 from aerie.trainer.draft.export import export
 from aerie.trainer.draft.loop import train
 from aerie.trainer.draft.parallel import Processes
@@ -18,6 +18,7 @@ from aerie.trainer.draft.prepared import Prepared, short_hash
 from aerie.trainer.draft.progress import TrainingProgress
 from aerie.trainer.draft.recipe import DraftRecipe
 from aerie.trainer.draft.recorder import Recorder
+from aerie.trainer.output import check_apart, check_output
 
 
 def run(recipe_path: Path, prepare_only: bool = False) -> Path:
@@ -25,6 +26,7 @@ def run(recipe_path: Path, prepare_only: bool = False) -> Path:
     recipe = DraftRecipe.read(recipe_path)
     if not prepare_only:
         return run_recipe(recipe)
+    _check_output(recipe)
     with Prepared.of(recipe) as prepared:
         return prepared.folders[0]
 
@@ -34,6 +36,7 @@ def run_recipe(recipe: DraftRecipe) -> Path:
 
     Raises RecipeError, DataError, TrainingError.
     """
+    _check_output(recipe)
     training = recipe.training
     processes = Processes(training.accumulate, training.sharding)
     with ExitStack() as stack:
@@ -61,3 +64,9 @@ def run_recipe(recipe: DraftRecipe) -> Path:
             served = recorder.measure(trained, state.update)
             publish(trained, recipe.output, recorder.entries(), served)
     return recipe.output
+
+
+def _check_output(recipe: DraftRecipe) -> None:
+    check_apart(recipe.output, work=recipe.work, target=recipe.target, start=recipe.head.start)
+    portable_recipe = portable(recipe.model_dump(mode="json"))
+    check_output(recipe.output, CARD, portable_recipe, lambda card: card["recipe"])

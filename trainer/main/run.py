@@ -23,7 +23,9 @@ from aerie.trainer.clinic.knowledge import KNOWLEDGE_DIR
 from aerie.trainer.main.data import Documents, RightPadding, segments
 from aerie.trainer.main.recipe import MainRecipe
 from aerie.trainer.main.tokenizer import train_tokenizer
+from aerie.trainer.output import check_output
 
+CARD = "aerie.json"
 TOKENIZER_DOCUMENTS = 4000
 
 
@@ -123,6 +125,8 @@ def run(recipe_path: Path) -> Path:
     A run that was cut off goes on from its last saved step when it is started again.
     """
     recipe = MainRecipe.read(recipe_path)
+    dumped = recipe.model_dump(mode="json")
+    check_output(recipe.output, CARD, dumped, lambda card: card["provenance"]["arguments"])
     corpus = recipe.corpus
     train_dialogues = list(dialogues("train", corpus.documents, corpus.seed))
     texts = ("".join(text for text, _ in segments(one)) for one in train_dialogues[:TOKENIZER_DOCUMENTS])
@@ -149,10 +153,11 @@ def run(recipe_path: Path) -> Path:
         # The router's loss is training's: no part of the perplexity, nor of what the checkpoint's readers compute.
         model.config.output_router_logits = False
     perplexity = math.exp(trainer.evaluate()["eval_loss"])
-    with output_directory(recipe.output) as staging:
+    with output_directory(recipe.output, replaces=CARD) as staging:
         model.bfloat16()
         model.config.use_cache = True
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-        write_json(staging / "aerie.json", _card(recipe, trainer, train, perplexity))
+        files = sorted(path.name for path in staging.iterdir())
+        write_json(staging / CARD, {**_card(recipe, trainer, train, perplexity), "files": files})
     return recipe.output
