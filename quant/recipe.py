@@ -4,10 +4,9 @@
 from pathlib import Path
 from typing import Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from aerie.quant.errors import QuantError
+from aerie.quant.recipe_file import read_recipe
 
 
 class QuantRecipe(BaseModel):
@@ -54,13 +53,4 @@ class QuantRecipe(BaseModel):
         Raises:
             QuantError: the file is missing, is not YAML, or holds an unknown or unsupported option.
         """
-        try:
-            return cls.model_validate(yaml.safe_load(path.read_text()) or {})
-        except OSError as error:
-            raise QuantError(f"--recipe {path}: cannot be read ({error.strerror})") from error
-        except yaml.YAMLError as error:
-            raise QuantError(f"--recipe {path}: is not YAML ({error})") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            option = ".".join(str(part) for part in first["loc"]) or "recipe"
-            raise QuantError(f"--recipe {path}: {option}: {first['msg']}") from error
+        return read_recipe(cls, path)

@@ -4,9 +4,10 @@
 from pathlib import Path
 from typing import Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from aerie.quant.errors import QuantError
+from aerie.quant.recipe_file import read_recipe
 from aerie.trainer.errors import TrainerError
 
 
@@ -24,11 +25,6 @@ class Schema(BaseModel):
     def read(cls, path: Path) -> Self:
         """Read YAML; relative paths in it are taken from the working directory. Raises RecipeError."""
         try:
-            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise RecipeError(f"--recipe {path}: cannot be read ({error.strerror})") from error
-        except yaml.YAMLError as error:
-            raise RecipeError(f"--recipe {path}: is not YAML ({error})") from error
-        except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-            raise RecipeError(f"--recipe {path}: {faults}") from error
+            return read_recipe(cls, path)
+        except QuantError as error:
+            raise RecipeError(str(error)) from error

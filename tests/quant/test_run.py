@@ -183,7 +183,7 @@ def test_refuses_to_dequantise_what_is_not_int4(save_model: SaveModel, tmp_path:
     ("text", "message"),
     [
         ("group_size: 48", "group_size"),
-        ("bitz: 4", "bitz"),
+        ("bitz: 4", r"bitz: is no option; did you mean bits\? The options here are batch_documents, bits, clip, "),
         ("symmetric: half", "symmetric"),
         ("format: gguf", "format"),
         ("[", "not YAML"),
