@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import ValidationError
+
 from aerie.artefacts import output_directory, sha256_file, write_json
-from aerie.draft_models.contract import (
-    GATED_ARCHITECTURES,
-    ContractError,
-    DraftConfig,
-    TargetIdentity,
-    tensor_shapes,
-)
+from aerie.draft_models import plain
+from aerie.draft_models.contract import GATED_ARCHITECTURES, ContractError, DraftConfig, TargetIdentity, tensor_shapes
+from aerie.draft_models.contract import DraftMismatch as DraftMismatch
+from aerie.draft_models.headers import read_headers, unpacked_shapes
+from aerie.draft_models.targets import supports_eagle3
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,10 +25,6 @@ CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 PROVENANCE: Final = "provenance.json"
 _INTEGER_DTYPES: Final = {"d2t": "I64", "t2d": "BOOL"}
-
-
-class DraftMismatch(ContractError):  # noqa: N818 -- states the fact, as vLLM and the server report it
-    """A draft and its target do not fit, or the draft's files contradict its configuration."""
 
 
 def identify_target(directory: Path) -> TargetIdentity:
@@ -73,40 +69,137 @@ def read_draft(directory: Path) -> tuple[DraftConfig, dict[str, "Tensor"]]:
     return config, tensors
 
 
+def read_head(directory: Path, target_dir: Path) -> tuple[DraftConfig, dict[str, "Tensor"]]:
+    """A head of any maker as one of ours, if its tensors fit the contract; raises ContractError.
+
+    Its own token embeddings are left out: the target's are used.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    stored = _read_config(directory, "--draft")
+    if stored.get("architectures", [None])[0] in GATED_ARCHITECTURES or "quantization_config" in stored:
+        return read_draft(directory)
+    head = plain.PlainHead.of(stored, _read_config(target_dir, "--model"))
+    plain.check_tensors(head, _plain_shapes(directory, stored))
+    config = DraftConfig.from_hf(head.to_contract())
+    loaded: dict[str, Tensor] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        loaded |= {name.replace("layers.0.", "midlayer."): tensor for name, tensor in load_file(path).items()}
+    tensors = {name: loaded[name] for name in tensor_shapes(config) if name in loaded}
+    if config.maps_vocabulary:
+        tensors["d2t"] = tensors["d2t"].long()
+        ids = torch.arange(config.draft_vocab_size) + tensors["d2t"]
+        tensors["t2d"] = torch.zeros(config.vocab_size, dtype=torch.bool).index_fill_(0, ids, value=True)
+    _check_shapes(config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, f"--draft {directory}")
+    _check_vocabulary_map(config, tensors)
+    return config, tensors
+
+
 def verify_draft(directory: Path, target_dir: Path) -> tuple[str, ...]:
     """Check that a draft fits its target before an engine is started with the pair.
 
-    Reads both config.json files and the header of the draft's weights, nothing else. Drafts of other makers are checked
-    as far as their configuration speaks.
+    Reads both config.json files and the headers of the draft's weights, nothing else.
 
     Returns:
-        Remarks that are no reason to refuse: another target than the one the draft was trained for.
+        Remarks that are no reason to refuse: another target than the one the draft was trained for, layer ids that were
+        read in another maker's sense.
 
     Raises:
         DraftMismatch: names the option and the fix, in one line.
     """
     draft, target = _read_config(directory, "--draft"), _read_config(target_dir, "--model")
-    target = target.get("text_config") or target
+    _check_target(target_dir, target)
+    if (draft.get("architectures") or [None])[0] in GATED_ARCHITECTURES:
+        _check_fit(directory, target_dir, draft, target)
+        config = _gated_config(directory, draft)
+        _check_headers(config, directory, quantised="quantization_config" in draft)
+        return _remarks(config.target, directory, target_dir)
+    try:
+        head = plain.PlainHead.of(draft, target)
+        _check_fit(directory, target_dir, head.config, target)
+        plain.check_tensors(head, _plain_shapes(directory, draft))
+        identity = head.config.get("target_identity")
+        trained_for = None if identity is None else TargetIdentity.model_validate(identity)
+    except (ContractError, ValidationError) as error:
+        raise _named(directory, target_dir, error) from error
+    return head.remarks + _remarks(trained_for, directory, target_dir)
+
+
+def overrides(directory: Path, target_dir: Path) -> Mapping[str, Any]:
+    """What vLLM must be told of a draft beside its config.json, so that both of its runners read the right states.
+
+    Empty for a draft that is no EAGLE-3 head. Raises DraftMismatch.
+    """
+    draft = _read_config(directory, "--draft")
+    if not is_head(directory) or (draft.get("architectures") or [None])[0] in GATED_ARCHITECTURES:
+        return {}
+    return plain.PlainHead.of(draft, _read_config(target_dir, "--model")).overrides
+
+
+def is_head(directory: Path) -> bool:
+    """Whether a draft is an EAGLE-3 head, gated or plain, and no language model of its own. Raises DraftMismatch."""
+    draft = _read_config(directory, "--draft")
+    return plain.is_eagle3(draft) or plain.is_eagle3(draft, read_headers(directory))
+
+
+def _check_target(target_dir: Path, target: Mapping[str, Any]) -> None:
+    for architecture in target.get("architectures") or []:
+        if supports_eagle3(architecture) is False:
+            raise DraftMismatch(
+                f"--model {target_dir}: vLLM's {architecture} hands out no hidden states, so no EAGLE-3 head can be "
+                f"served with it; use --draft ngram, a language model as the draft, or --no-draft"
+            )
+
+
+def _gated_config(directory: Path, draft: Mapping[str, Any]) -> DraftConfig:
+    try:
+        return DraftConfig.from_hf(draft)
+    except ContractError as error:
+        raise DraftMismatch(f"--draft {directory}: {error}") from error
+
+
+def _check_fit(directory: Path, target_dir: Path, draft: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+    """A head's vocabulary, width and layers must be the target's."""
+    text = plain.text_config(target)
     fix = f"use a draft trained for {target_dir}, or --no-draft"
     for key, ours in (("vocab_size", "vocab_size"), ("hidden_size", "target_hidden_size")):
         value = draft.get(ours, draft.get(key))
-        if value is not None and value != target.get(key):
-            raise DraftMismatch(f"--draft {directory}: {ours} is {value}, the target's is {target.get(key)}; {fix}")
-    layers = target.get("num_hidden_layers", 0)
-    ids = _aux_layer_ids(draft, layers)
-    if sorted(set(ids)) != ids or ids[0] < 0 or ids[-1] > layers:
+        if value is not None and value != text.get(key):
+            raise DraftMismatch(f"--draft {directory}: {ours} is {value}, the target's is {text.get(key)}; {fix}")
+    layers = text.get("num_hidden_layers", 0)
+    ids = draft.get("eagle_aux_hidden_state_layer_ids") or []
+    if ids and (sorted(set(ids)) != list(ids) or ids[0] < 0 or ids[-1] > layers):
         raise DraftMismatch(
             f"--draft {directory}: aux layer ids {ids} must be distinct, ascending and within the target's {layers} "
             f"layers; {fix}"
         )
-    if (draft.get("architectures") or [None])[0] in GATED_ARCHITECTURES or "num_aux_hidden_states" in draft:
-        try:
-            config = DraftConfig.from_hf(draft)
-        except ContractError as error:
-            raise DraftMismatch(f"--draft {directory}: {error}") from error
-        _check_headers(config, directory, quantised="quantization_config" in draft)
-        return _remarks(config, directory, target_dir)
-    return ()
+
+
+def _plain_shapes(directory: Path, draft: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    headers = read_headers(directory)
+    for name in ("d2t",):
+        if name in headers and not headers[name][1].startswith("I"):
+            raise DraftMismatch(f"{name} is stored as {headers[name][1]}, must be integers")
+    shapes = {name: shape for name, (shape, _) in headers.items()}
+    quantisation = draft.get("quantization_config") or {}
+    if not quantisation:
+        return shapes
+    if quantisation.get("quant_method") != "compressed-tensors":
+        raise DraftMismatch(
+            f"its weights are quantised by {quantisation.get('quant_method')}, which heads are not served in; give the "
+            f"16-bit head, or quantise that with `aerie quantize`"
+        )
+    return unpacked_shapes(shapes, f"--draft {directory}")
+
+
+def _named(directory: Path, target_dir: Path, error: Exception) -> DraftMismatch:
+    """The refusal with the option's name and a fix."""
+    text = " ".join(str(error).split())
+    if text.startswith("--"):
+        return DraftMismatch(text)
+    text = text if "; " in text else f"{text}; use a draft trained for {target_dir}, or --no-draft"
+    return DraftMismatch(f"--draft {directory}: {text}")
 
 
 def _read_config(directory: Path, option: str) -> dict[str, Any]:
@@ -122,52 +215,16 @@ def _read_config(directory: Path, option: str) -> dict[str, Any]:
     return config
 
 
-def _aux_layer_ids(draft: Mapping[str, Any], layers: int) -> list[int]:
-    """The ids vLLM will use: those of the configuration, or its default."""
-    nested = draft.get("eagle_config") or {}
-    named = draft.get("eagle_aux_hidden_state_layer_ids") or nested.get("eagle_aux_hidden_state_layer_ids")
-    return list(named) if named else [2, layers // 2, layers - 3]
-
-
-def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of every tensor in a safetensors file, from its header."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="numpy") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
-        return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-
-
-def _plain_shapes(found: Mapping[str, tuple[int, ...]], where: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of the weights that packed ones stand for: of compressed-tensors' INT4, eight inputs a word."""
-    plain: dict[str, tuple[int, ...]] = {}
-    for name, shape in found.items():
-        layer, _, kind = name.rpartition(".")
-        if kind == "weight_packed":
-            if f"{layer}.weight_scale" not in found:
-                raise DraftMismatch(f"{where}: missing {layer}.weight_scale")
-            plain[f"{layer}.weight"] = (shape[0], 8 * shape[1])
-        elif not (kind.startswith("weight_") and f"{layer}.weight_packed" in found):
-            plain[name] = shape
-    return plain
-
-
 def _check_headers(config: DraftConfig, directory: Path, *, quantised: bool) -> None:
-    path = directory / WEIGHTS
-    if not path.is_file():
-        raise DraftMismatch(f"--draft {directory}: no {WEIGHTS} there; export the draft again")
-    try:
-        headers = _headers(path)
-    except Exception as error:  # safetensors' error class is not the same in every version
-        raise DraftMismatch(f"--draft {path}: not a safetensors file ({error})") from error
+    headers, where = read_headers(directory), f"--draft {directory}"
     found = {name: shape for name, (shape, _) in headers.items()}
     if quantised:
         # An engine would look for packed weights only where the configuration speaks of them.
-        found = _plain_shapes(found, f"--draft {path}")
-    _check_shapes(config, found, f"--draft {path}")
+        found = unpacked_shapes(found, where)
+    _check_shapes(config, found, where)
     for name, dtype in _INTEGER_DTYPES.items():
         if name in headers and headers[name][1] != dtype:
-            raise DraftMismatch(f"--draft {path}: {name} is stored as {headers[name][1]}, must be {dtype}")
+            raise DraftMismatch(f"{where}: {name} is stored as {headers[name][1]}, must be {dtype}")
 
 
 def _check_shapes(config: DraftConfig, found: Mapping[str, tuple[int, ...]], where: str) -> None:
@@ -195,8 +252,7 @@ def _check_vocabulary_map(config: DraftConfig, tensors: Mapping[str, "Tensor"]) 
         raise DraftMismatch("d2t and t2d disagree: draft id i must be the i-th target id that t2d marks, less i")
 
 
-def _remarks(config: DraftConfig, directory: Path, target_dir: Path) -> tuple[str, ...]:
-    trained_for = config.target
+def _remarks(trained_for: TargetIdentity | None, directory: Path, target_dir: Path) -> tuple[str, ...]:
     if trained_for is None or trained_for.config_sha256 == sha256_file(target_dir / CONFIG):
         return ()
     return (f"--draft {directory} was trained for another {trained_for.name!r}; expect fewer accepted tokens",)

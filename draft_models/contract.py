@@ -56,6 +56,10 @@ class ContractError(ValueError):
     """A draft's configuration is not one this contract describes."""
 
 
+class DraftMismatch(ContractError):  # noqa: N818 -- states the fact, as vLLM and the server report it
+    """A draft and its target do not fit, or the draft's files contradict its configuration."""
+
+
 class TargetIdentity(BaseModel):
     """Which main model a draft was trained for."""
 
@@ -103,7 +107,7 @@ class DraftConfig(BaseModel):
     def _consistent(self) -> Self:
         ids = self.aux_hidden_state_layer_ids
         if ids[0] < 0 or any(low >= high for low, high in pairwise(ids)):
-            raise ValueError(f"aux_hidden_state_layer_ids {list(ids)} must be >= 0, distinct and ascending")
+            raise ValueError(f"aux_hidden_state_layer_ids {list(ids)} must be 0 or more, distinct, ascending")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
         if self.draft_vocab_size > self.vocab_size:
@@ -167,7 +171,7 @@ class DraftConfig(BaseModel):
         try:
             read = cls.model_validate(values)
         except ValidationError as error:
-            faults = (f"{'.'.join(map(str, fault['loc']))} {fault['msg']}".strip() for fault in error.errors())
+            faults = (f"{'.'.join(map(_key, fault['loc']))} {fault['msg']}".strip() for fault in error.errors())
             raise ContractError(f"draft config.json: {'; '.join(faults)}") from error
         counted = config.get("num_aux_hidden_states")
         if counted != len(read.aux_hidden_state_layer_ids):
@@ -176,6 +180,11 @@ class DraftConfig(BaseModel):
                 f"but eagle_aux_hidden_state_layer_ids has {len(read.aux_hidden_state_layer_ids)}"
             )
         return read
+
+
+def _key(field: object) -> str:
+    """How config.json calls a field of ours."""
+    return "eagle_aux_hidden_state_layer_ids" if field == "aux_hidden_state_layer_ids" else str(field)
 
 
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:

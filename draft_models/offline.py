@@ -8,14 +8,17 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from aerie.draft_models.acceptance import AcceptanceCounts
+from aerie.draft_models.checkpoint import overrides
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
     from vllm import LLM, SamplingParams
     from vllm.outputs import CompletionOutput
 
@@ -194,12 +197,21 @@ def _engine_arguments(options: EngineOptions) -> dict[str, Any]:
             "model": str(options.draft),
             "num_speculative_tokens": options.draft_tokens,
         }
+        if told := overrides(options.draft, options.model):
+            arguments["hf_overrides"] = partial(_tell_head, told)
         if options.scheduler is not None:
             everywhere = [[1, options.max_num_seqs, options.draft_tokens]]
             arguments["speculative_config"]["num_speculative_tokens_per_batch_size"] = everywhere
             arguments["scheduler_cls"] = options.scheduler
         arguments["per_request_spec_decode_metrics"] = "summary"
     return arguments
+
+
+def _tell_head(told: Mapping[str, Any], config: "PretrainedConfig") -> "PretrainedConfig":
+    """VLLM calls this for the target's configuration and for the head's, which alone has a draft vocabulary."""
+    if hasattr(config, "draft_vocab_size") or hasattr(config, "eagle_config"):
+        vars(config).update(told)
+    return config
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aerie.artefacts import sha256_file
-from aerie.draft_models.checkpoint import PROVENANCE, identify_target, read_draft, verify_draft
+from aerie.draft_models.checkpoint import PROVENANCE, identify_target, read_head, verify_draft
 from aerie.draft_models.contract import ContractError, DraftConfig
 
 if TYPE_CHECKING:
@@ -33,19 +33,29 @@ class Check:
 
 
 def check_files(draft: Path, target: Path) -> Iterator[Check]:
-    """Shapes, maps, layers, norms, hashes, vocabulary. Stops after the first when the files cannot be read."""
+    """Shapes, maps, layers, norms, hashes, vocabulary. Stops after the first when the files cannot be served.
+
+    A head of another maker is served or refused as `aerie serve` does; what the contract has no words for is noted.
+    """
     try:
-        verify_draft(draft, target)
-        config, tensors = read_draft(draft)
-        shape = _target_shape(target)
+        remarks = verify_draft(draft, target)
     except ContractError as error:
         yield Check("shapes", False, str(error))
         return
+    try:
+        config, tensors = read_head(draft, target)
+    except ContractError as error:
+        yield Check("shapes", True, "as vLLM's class has them")
+        yield from (Check("configuration", None, remark) for remark in remarks)
+        yield Check("contents", None, f"not looked at: {error}")
+        return
     yield Check("shapes", True, f"{len(tensors)} tensors as {config.to_hf()['architectures'][0]} has them")
+    if config.target is None:
+        yield from (Check("configuration", None, remark) for remark in remarks)
     mapped = f"{config.draft_vocab_size:,} of {config.vocab_size:,} target tokens"
     yield Check("vocabulary map", True, mapped if config.maps_vocabulary else "every target token can be drafted")
     layers = list(config.aux_hidden_state_layer_ids)
-    yield Check("layer ids", True, f"{layers} of {shape['num_hidden_layers']} layers")
+    yield Check("layer ids", True, f"{layers} of {_target_shape(target)['num_hidden_layers']} layers")
     yield _norms(tensors)
     yield from _hashes(config, target)
     yield from _tokenizer(draft, target, config, tensors)
@@ -112,7 +122,7 @@ def check_parity(
     from aerie.draft_models.offline import EngineOptions, offline_engine
     from aerie.draft_models.parity import compare, made_up_prompts
 
-    config, tensors = read_draft(draft)
+    config, tensors = read_head(draft, target)
     longest = _target_shape(target).get("max_position_embeddings", config.max_position_embeddings)
     chosen = prompts if prompts is not None else made_up_prompts(config.vocab_size, longest - 8 * draft_tokens - 1)
     room = min(longest, max(map(len, chosen)) + 9 * draft_tokens + 1)
@@ -170,5 +180,7 @@ def _parity_checks(
                 f"{one.tolerance:.2g}, largest logit {one.largest:.3g}); {one.same_drafts} of {one.drafts} drafts equal"
             )
             yield Check(f"parity, {one.tokens} tokens", one.holds, detail)
+    except ContractError as error:
+        yield Check("parity", None, f"not compared: {error}")
     except Exception as error:  # whatever an engine dies of is the finding
         yield Check("parity", False, f"the engine failed: {type(error).__name__}: {' '.join(str(error).split())}")

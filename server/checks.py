@@ -8,7 +8,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from aerie.draft_models.checkpoint import DraftMismatch, verify_draft
+from aerie.draft_models.checkpoint import DraftMismatch, is_head, verify_draft
+from aerie.draft_models.headers import read_headers
 from aerie.quant.errors import QuantError
 from aerie.quant.survey import Survey, survey
 from aerie.server.errors import BadOption
@@ -16,6 +17,9 @@ from aerie.server.plan import Plan
 
 log = logging.getLogger(__name__)
 BACKENDS = ("linear-backend", "moe-backend")
+CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+METHOD_NAMES = ("eagle-", "eagle3", "dflash", "dspark")
+"""Parts of a path by which vLLM 0.32 decides what a draft is, whatever is in it (`config/speculative.py`)."""
 
 
 def check(plan: Plan) -> None:
@@ -67,7 +71,7 @@ def check_lm_heads(plan: Plan, draft: Path) -> None:
 
     Read in 0.32.0, `_should_share` in `v1/worker/gpu/spec_decode/eagle/utils.py`; vllm-project/vllm#53104 is open.
     """
-    if plan.device == "cpu" or os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "0":
+    if not uses_second_runner(plan):
         return
     for option, folder in (("--model", plan.model), ("--draft", draft)):
         if any(layer.pattern == "lm_head" and layer.group_size is not None for layer in look(option, folder).layers):
@@ -116,17 +120,55 @@ def check_parallel(plan: Plan) -> None:
 
 
 def check_draft(plan: Plan, draft: Path) -> None:
-    """The draft must fit its target in vocabulary, hidden size and layer ids; remarks go to the log."""
+    """A head must fit its target in every tensor, another draft in its vocabulary; remarks go to the log."""
     try:
-        if is_eagle3(plan.draft_config or {}):
+        if is_head(draft):
             for remark in verify_draft(draft, plan.model):
                 log.warning("%s", remark)
+            check_head(plan)
         else:
             check_vocabulary(plan)
+            check_language_model(plan, draft)
     except DraftMismatch as error:
         option, _, problem = str(error).partition(": ")
         problem, _, fix = problem.partition("; ")
         raise BadOption(option, problem, fix or "use a draft trained for this model, or --no-draft") from error
+
+
+def check_head(plan: Plan) -> None:
+    """A head's attention must be one that the device computes, and that tensor parallelism can divide.
+
+    The engine runs a head at the target's tensor parallelism. Read in 0.32.0: `LlamaAttention`, and
+    `get_supported_head_sizes` in `v1/attention/backends/cpu_attn.py`.
+    """
+    config = plan.draft_config or {}
+    layer = config.get("transformer_layer_config") or config
+    heads, size = int(layer["num_attention_heads"]), plan.settings.tensor_parallel_size
+    groups = int(layer.get("num_key_value_heads") or heads)
+    if heads % size or (groups % size and size % groups):
+        problem = f"its {heads} heads and {groups} key-value heads cannot be divided by --tensor-parallel-size {size}"
+        raise BadOption("--draft", problem, "choose a size that divides both, or --no-draft")
+    nested = config.get("eagle_config") or {}
+    if not nested.get("use_aux_hidden_state", True) and uses_second_runner(plan):
+        # 0.32.0 does not look at the key there; 0.33 does.
+        problem = "eagle_config.use_aux_hidden_state is false, which vLLM's model runner V2 does not obey"
+        raise BadOption("--draft", problem, "set VLLM_USE_V2_MODEL_RUNNER=0, or --no-draft")
+    head_dim = layer.get("head_dim") or int(layer["hidden_size"]) // heads
+    if plan.device == "cpu" and head_dim not in CPU_HEAD_DIMS:
+        known = ", ".join(map(str, CPU_HEAD_DIMS))
+        raise BadOption("--draft", f"on a CPU no attention heads of {head_dim} are computed", f"it takes {known}")
+
+
+def check_language_model(plan: Plan, draft: Path) -> None:
+    """Refuse a draft that vLLM would not take for a language model: by its path, or for what it is."""
+    names = read_headers(draft)
+    if "fc.weight" in names:
+        raise BadOption("--draft", "it is an EAGLE-1 or EAGLE-2 head", "use an EAGLE-3 head, or --no-draft")
+    if not (plan.draft_config or {}).get("architectures"):
+        raise BadOption("--draft", "its config.json names no architecture", "use a language model or an EAGLE-3 head")
+    if word := next((word for word in METHOD_NAMES if word in str(draft).lower()), None):
+        problem = f"{word!r} is in its path, for which vLLM takes it for another kind of draft than it is"
+        raise BadOption("--draft", problem, "move it to a folder of another name")
 
 
 def check_vocabulary(plan: Plan) -> None:
@@ -137,9 +179,9 @@ def check_vocabulary(plan: Plan) -> None:
         raise BadOption("--draft", problem, "use a draft of the model's family, or --no-draft")
 
 
-def is_eagle3(config: dict[str, Any]) -> bool:
-    """Whether a draft's config names an EAGLE-3 architecture."""
-    return any("eagle3" in str(name).lower() for name in config.get("architectures") or [])
+def uses_second_runner(plan: Plan) -> bool:
+    """Whether vLLM's model runner V2 is in charge: on GPUs, unless it is switched off."""
+    return plan.device != "cpu" and os.environ.get("VLLM_USE_V2_MODEL_RUNNER") != "0"
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:

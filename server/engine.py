@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from starlette.types import ASGIApp
 
+from aerie.draft_models.checkpoint import is_head, overrides
 from aerie.draft_models.contract import GATED_ARCHITECTURES
 from aerie.draft_models.draft_kernels import CHOICE_VARIABLE, DraftKernelsError, ours
-from aerie.server.checks import is_eagle3
 from aerie.server.errors import BadOption
 from aerie.server.middleware.request_rules import RequestRules
 from aerie.server.middleware.scrub import Scrub
@@ -146,6 +146,8 @@ def load(plan: Plan, advance: Callable[[Stage], None], telemetry: Telemetry) -> 
         config = engine_arguments.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except ValueError as error:
         raise BadOption("options", f"vLLM refuses them ({error})", "change the one it names") from error
+    if plan.draft is not None and config.speculative_config is not None:
+        vars(config.speculative_config.draft_model_config.hf_config).update(overrides(plan.draft, plan.model))
     if plan.speculates and config.scheduler_config.scheduler_cls is None:
         asynchronous = bool(config.scheduler_config.async_scheduling)
         config.scheduler_config.scheduler_cls = scheduler_class(asynchronous=asynchronous)
@@ -249,7 +251,8 @@ def speculative_config(plan: Plan) -> dict[str, Any] | None:
         config["num_speculative_tokens_per_batch_size"] = [list(one) for one in plan.speculation.schedule]
     if _chooses_tokens(plan.draft_config):
         config["use_local_argmax_reduction"] = True
-    return {"method": "eagle3", **config} if is_eagle3(plan.draft_config) else config
+    # Without a method vLLM would go by the folder's name.
+    return {"method": "eagle3", **config} if is_head(plan.draft) else config
 
 
 def _chooses_tokens(draft_config: dict[str, Any]) -> bool:

@@ -21,7 +21,8 @@ from aerie.server.tuning import Setup, setup_here
 Device = Literal["cpu", "cuda"]
 CPU_KV_CACHE_BYTES = 512 << 20
 RESTING_WORKER = "aerie.draft_models.vllm_worker.RestingWorker"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)((?:/[\w-][\w.-]*)*)")
+"""A repository, and a folder in it."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def find_draft(settings: ServeSettings, model: Path) -> Path | None:
 
 
 def find_checkpoint(option: str, name: str) -> Path:
-    """The folder of a checkpoint: `name` itself, or the snapshot of a Hugging Face repository of that name.
+    """The folder of a checkpoint: `name` itself, or the snapshot of a Hugging Face repository or of a folder in one.
 
     Raises:
         BadOption: there is neither.
@@ -152,14 +153,16 @@ def find_checkpoint(option: str, name: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    if folder.exists() or not HUB_NAME.fullmatch(name):
+    hub = HUB_NAME.fullmatch(name)
+    if folder.exists() or hub is None:
         raise BadOption(option, f"{name} is not a folder", "name the folder that holds config.json and *.safetensors")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer*"]
+    repository, within = hub[1], hub[2].lstrip("/")
+    patterns = [str(Path(within) / kind) for kind in ("*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer*")]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=5))
+        return Path(snapshot_download(repository, allow_patterns=patterns, etag_timeout=5)) / within
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
         problem = f"{name} is neither a folder nor a repository that can be fetched"
         raise BadOption(option, problem, "name a folder, or a public name while online") from None
@@ -176,7 +179,8 @@ def read_config(option: str, folder: Path) -> dict[str, Any]:
         where = "the demo is not in this checkout; run `make demo`, or" if folder.parent == demo_home() else "please"
         raise BadOption(option, f"{folder} has no config.json", f"{where} name the folder of a checkpoint")
     if not any(folder.glob("*.safetensors")):
-        raise BadOption(option, f"{folder} has no *.safetensors", "save the weights as safetensors")
+        fix = "save the weights as safetensors, as docs/checkpoints.md shows"
+        raise BadOption(option, f"{folder} has no *.safetensors", fix)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -8,6 +8,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from aerie.draft_models.checkpoint import is_head
+from aerie.draft_models.contract import GATED_ARCHITECTURES
+from aerie.draft_models.targets import registry
 from aerie.server.errors import BadOption
 from aerie.server.keys import open_keys
 from aerie.server.plan import Plan
@@ -64,13 +67,14 @@ def check_checkpoints(plan: Plan) -> None:
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """One checkpoint: safetensors, JSON and text only.
+    """One checkpoint: safetensors, JSON and text only. A head may bring a class that vLLM has too: it is not loaded.
 
     Raises:
         BadOption: the file.
     """
+    needless = option in ("--draft", "DRAFT") and _has_known_class(folder)
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in CODE_SUFFIXES:
+        if path.suffix.lower() in CODE_SUFFIXES and not (needless and path.suffix == ".py"):
             fix = "serve a folder that holds safetensors, JSON and text only"
             raise BadOption(option, f"{path.name} in {folder} can run code when it is loaded", fix)
     for name in CONFIGS:
@@ -81,9 +85,20 @@ def check_folder(option: str, folder: Path) -> None:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
             raise BadOption(option, f"{path} is not JSON", "copy the checkpoint again") from None
-        if _names_code(config):
+        if _names_code(config) and not needless:
             fix = "use a checkpoint whose architecture vLLM has"
             raise BadOption(option, f"{path} names code of its own (auto_map)", fix)
+
+
+def _has_known_class(folder: Path) -> bool:
+    """Whether a folder holds a head whose class vLLM or our plugin has; vLLM takes that unless told to trust others."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        names = config.get("architectures") or []
+        head = is_head(folder)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+    return head and all(name in registry() or name in GATED_ARCHITECTURES for name in names)
 
 
 def _names_code(value: object) -> bool:

@@ -234,8 +234,8 @@ def train_draft(
 
 @draft.command("verify")
 def draft_verify(
-    folder: Annotated[Path, typer.Argument(metavar="DRAFT", help="Folder of the draft.")],
-    target: Annotated[Path, typer.Option("--target", help="Folder of the main model that it is served with.")],
+    draft: Annotated[str, typer.Argument(metavar="DRAFT", help="Folder of the draft, or its name on the hub.")],
+    target: Annotated[str, typer.Option("--target", help="The main model that it is served with.")],
     prompts: Annotated[
         Path | None, typer.Option("--prompts", help="JSONL of chats.", show_default="made-up tokens")
     ] = None,
@@ -244,18 +244,24 @@ def draft_verify(
 ) -> NoReturn:
     """Check that DRAFT fits its target, and that vLLM computes the logits that the trainer does.
 
-    Exits with 0 when all holds, else with 1 and the reason.
+    Exits with 0 when all holds, with 1 and the reason when not, with 2 when there is nothing to check.
     """
     from aerie.draft_models.verify import verify
+    from aerie.server.plan import find_checkpoint, read_config
+    from aerie.server.trust import check_folder
 
+    folders = [find_checkpoint("DRAFT", draft), find_checkpoint("--target", target)]
+    for option, folder in zip(("DRAFT", "--target"), folders, strict=True):
+        read_config(option, folder)
+        check_folder(option, folder)
     rendered = None
     if prompts is not None:
         from aerie.draft_models.offline import render
         from aerie.trainer.draft.prompts import load_prompts
         from aerie.trainer.draft.recipe import JsonlPrompts
 
-        rendered = [ids for _, ids in render(target, load_prompts(JsonlPrompts(path=prompts)))]
-    _leave(verify(folder, target, prompts=rendered, draft_tokens=draft_tokens, engine=engine))
+        rendered = [ids for _, ids in render(folders[1], load_prompts(JsonlPrompts(path=prompts)))]
+    _leave(verify(*folders, prompts=rendered, draft_tokens=draft_tokens, engine=engine))
 
 
 @app.command()

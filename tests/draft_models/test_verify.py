@@ -88,6 +88,40 @@ def test_files_that_contradict_the_configuration_end_the_checks(draft: Path, tar
     assert "g_proj.weight has shape" in check.detail
 
 
+def test_a_head_of_another_maker_is_judged_as_it_is_served(draft: Path, target: Path) -> None:
+    """Without a gate, our keys and a target's identity; with what the contract has no words for, too."""
+    config = json.loads((draft / "config.json").read_text())
+    for key in ("target_identity", "attn_output_gate", "gate_activation", "gate_granularity", "num_aux_hidden_states"):
+        del config[key]
+    nested = {"eagle_aux_hidden_state_layer_ids": [1, 3, 4]}
+    del config["eagle_aux_hidden_state_layer_ids"]
+    config |= {"architectures": ["LlamaForCausalLM"], "eagle_config": nested}
+    tensors = load_file(draft / "model.safetensors")
+    del tensors["midlayer.self_attn.g_proj.weight"]
+    save_file(tensors, draft / "model.safetensors")
+    (draft / "config.json").write_text(json.dumps(config))
+    found = {check.name: check for check in check_files(draft, target)}
+    assert [check.name for check in found.values() if check.passed is False] == []
+    assert found["layer ids"].detail == "[2, 4, 5] of 7 layers"
+    assert "as SGLang takes them" in found["configuration"].detail
+    (draft / "config.json").write_text(json.dumps(config | {"rope_scaling": {"rope_type": "llama3", "factor": 8}}))
+    notes = {check.name: check for check in check_files(draft, target)}
+    assert (notes["shapes"].passed, notes["contents"].passed) == (True, None)
+    (draft / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4}))
+    assert "q_proj.weight has shape" in failed(draft, target)["shapes"]
+
+
+@pytest.mark.parametrize("missing", ["folder", "config.json", "model.safetensors"])
+def test_what_cannot_be_looked_at_is_one_line_and_status_2(draft: Path, target: Path, missing: str) -> None:
+    if missing != "folder":
+        (draft / missing).unlink()
+    where = draft if missing != "folder" else draft / "nowhere"
+    command = [sys.executable, "-P", "-m", "aerie", "draft", "verify", str(where), "--target", str(target)]
+    refused = subprocess.run([*command, "--no-engine"], capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    assert refused.stderr.startswith("aerie: error: DRAFT: ")
+
+
 def test_the_command_tells_by_its_status(draft: Path, target: Path) -> None:
     command = [sys.executable, "-P", "-m", "aerie", "draft", "verify", str(draft), "--target", str(target)]
     sound = subprocess.run([*command, "--no-engine"], capture_output=True, text=True, check=False)

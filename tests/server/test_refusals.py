@@ -8,13 +8,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from aerie.draft_models.contract import DraftConfig
+from aerie.draft_models.contract import DraftConfig, tensor_shapes
 from aerie.server import checks
+from aerie.server.engine import speculative_config
 from aerie.server.errors import BadOption
 from aerie.server.plan import make_plan
 from aerie.server.settings import ServeSettings
@@ -61,7 +63,9 @@ def test_a_folder_without_config(tmp_path: Path) -> None:
 def test_a_checkpoint_without_safetensors(make_checkpoint: MakeCheckpoint) -> None:
     model = make_checkpoint()
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    assert refusal(model=str(model)) == f"--model: {model} has no *.safetensors; save the weights as safetensors"
+    assert refusal(model=str(model)).startswith(
+        f"--model: {model} has no *.safetensors; save the weights as safetensors"
+    )
 
 
 def test_a_config_that_is_not_json(make_checkpoint: MakeCheckpoint) -> None:
@@ -96,6 +100,57 @@ def test_a_draft_whose_tensors_are_not_what_its_config_says(make_checkpoint: Mak
     draft = make_checkpoint("draft")
     (draft / "config.json").write_text(json.dumps(FITTING.to_hf()))
     assert "missing d2t, fc.weight" in refusal(model=str(make_checkpoint()), draft=str(draft))
+
+
+def write_plain_head(folder: Path, **changes: object) -> Path:
+    """A head as the authors of EAGLE-3 store theirs, whose architecture is that of a language model."""
+    config = replace_gate(FITTING).to_hf() | {"architectures": ["LlamaForCausalLM"], **changes}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = tensor_shapes(replace_gate(FITTING))
+    tensors = {name: numpy.ones(shape, dtype=numpy.float32) for name, shape in shapes.items()}
+    tensors["d2t"] = numpy.zeros(FITTING.draft_vocab_size, dtype=numpy.int64)
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def replace_gate(config: DraftConfig) -> DraftConfig:
+    return config.model_copy(update={"gate": "none", "head_dim": 32})
+
+
+@pytest.mark.parametrize("name", ["plain", "EAGLE3-of-someone", "eagle-dflash"])
+def test_a_head_is_told_by_its_tensors_not_by_its_folder(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, name: str
+) -> None:
+    plan = make_plan(ServeSettings(model=str(make_checkpoint()), draft=str(write_plain_head(tmp_path / name))))
+    checks.check(plan)
+    assert (speculative_config(plan) or {})["method"] == "eagle3"
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "told"),
+    [
+        ({}, {"tensor_parallel_size": 4}, "its 4 heads and 3 key-value heads cannot be divided"),
+        ({"num_attention_heads": 8, "head_dim": 16}, {}, "on a CPU no attention heads of 16 are computed"),
+    ],
+)
+def test_a_head_that_the_device_or_its_division_cannot_compute(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, changes: dict[str, object], settings: dict[str, Any], told: str
+) -> None:
+    draft = write_plain_head(tmp_path / "draft")
+    plan = make_plan(ServeSettings(model=str(make_checkpoint()), draft=str(draft), **settings))
+    groups = {"num_key_value_heads": 3} if settings else {}
+    config = {**(plan.draft_config or {}), **changes, **groups}
+    with pytest.raises(BadOption, match=told):
+        checks.check_head(replace(plan, device="cpu", draft_config=config))
+
+
+def test_what_is_neither_a_language_model_nor_an_eagle_3_head(make_checkpoint: MakeCheckpoint) -> None:
+    model, draft = str(make_checkpoint()), make_checkpoint("first-eagle")
+    save_file({"fc.weight": numpy.zeros((64, 128))}, draft / "model.safetensors")
+    assert "it is an EAGLE-1 or EAGLE-2 head" in refusal(model=model, draft=str(draft))
+    misleading = make_checkpoint("eagle3-drafts/small")
+    assert "'eagle3' is in its path" in refusal(model=model, draft=str(misleading))
 
 
 def test_a_language_model_as_draft_with_another_vocabulary(make_checkpoint: MakeCheckpoint) -> None:

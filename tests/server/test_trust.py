@@ -101,6 +101,21 @@ def test_configurations_that_name_code(make_checkpoint: MakeCheckpoint, name: st
         trust.check_checkpoints(make_plan(ServeSettings(model=str(folder))))
 
 
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLMEagle3", "Eagle3GatedLlamaForCausalLM"])
+def test_a_draft_may_bring_a_class_that_is_here_too(make_checkpoint: MakeCheckpoint, architecture: str) -> None:
+    """The hub's heads name the class that trained them; without trust in remote code the engine takes its own."""
+    code = {"auto_map": {"AutoModel": "modeling.Head"}}
+    model, draft = make_checkpoint(), make_checkpoint("draft", architectures=[architecture], **code)
+    (draft / "modeling.py").touch()
+    trust.check_checkpoints(make_plan(ServeSettings(model=str(model), draft=str(draft))))
+    unknown = make_checkpoint("unknown", architectures=["NobodysHead"], **code)
+    with pytest.raises(BadOption, match=r"^--draft: .*auto_map"):
+        trust.check_folder("--draft", unknown)
+    (draft / "model.bin").touch()
+    with pytest.raises(BadOption, match=r"^--draft: model\.bin"):
+        trust.check_folder("--draft", draft)
+
+
 def test_a_checkpoint_without_code_passes(make_checkpoint: MakeCheckpoint) -> None:
     trust.check_checkpoints(make_plan(ServeSettings(model=str(make_checkpoint()))))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from aerie.draft_models.checkpoint import DraftMismatch, read_draft
-from aerie.draft_models.contract import DraftConfig
+from aerie.draft_models.checkpoint import read_head
+from aerie.draft_models.contract import ContractError, DraftConfig
 from aerie.draft_models.modeling import Eagle3Head
 from aerie.trainer.draft.target import Teacher
 from aerie.trainer.draft.vocab import maps
@@ -43,16 +43,18 @@ def initial_head(config: DraftConfig, teacher: Teacher, ids_V: Tensor, seed: int
     return head
 
 
-def warm_start(head: Eagle3Head, start: Path) -> None:
-    """Take over the weights of a trained head; the output rows of tokens that it could not draft stay the target's.
+def warm_start(head: Eagle3Head, start: Path, target: Path) -> None:
+    """Take over the weights of a trained head of any maker.
+
+    The output rows of tokens that it could not draft stay the target's.
 
     A plain head starts a gated one: its output projection is doubled against the gate's 1/2, so that both draft the
     same before the first update. Raises RecipeError when the two heads are not of one shape.
     """
     try:
-        config, trained = read_draft(start)
-    except DraftMismatch as error:
-        raise RecipeError(f"head.start: {error}") from error
+        config, trained = read_head(start, target)
+    except ContractError as error:
+        raise RecipeError(f"head.start: {start}: {str(error).removeprefix(f'--draft {start}: ')}") from error
     _check_shape(head.config, config, start)
     with torch.no_grad():
         for name, parameter in head.named_parameters():

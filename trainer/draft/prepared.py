@@ -85,7 +85,7 @@ class Prepared:
         first = initial_head(config, self.teacher, vocab.choose(answered, anywhere, config.draft_vocab_size), seed)
         if head.start is not None:
             check_same_vocabulary(head.start, target)
-            warm_start(first, head.start)
+            warm_start(first, head.start, target)
         return first
 
     def __enter__(self) -> Self:

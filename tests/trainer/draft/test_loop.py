@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training can be told: accumulation, phases, the best epoch, frozen rows, low-rank deltas, warm starts."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aerie.draft_models.checkpoint import read_draft
@@ -155,11 +157,11 @@ def plain(recipe: DraftRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path
     return run_recipe(recipe.model_copy(update={"head": head, "output": output, "weights": "float32"}))
 
 
-def test_a_plain_head_starts_a_gated_one(ready: Prepared, plain: Path) -> None:
+def test_a_plain_head_starts_a_gated_one(ready: Prepared, plain: Path, target: Path) -> None:
     _, trained = read_draft(plain)
     gated = _head(ready, "elementwise")
     untrained = gated.lm_head.weight.detach().clone()
-    warm_start(gated, plain)
+    warm_start(gated, plain, target)
     assert torch.equal(gated.fc.weight, trained["fc.weight"])
     assert torch.equal(gated.state_dict()[OUTPUT], 2 * trained[OUTPUT])
     assert not gated.state_dict()[GATE].any()
@@ -169,7 +171,7 @@ def test_a_plain_head_starts_a_gated_one(ready: Prepared, plain: Path) -> None:
         expected = trained["lm_head.weight"][before.index(token)] if token in before else untrained[row]
         assert torch.equal(gated.lm_head.weight[row], expected)
     same = _head(ready, "none")
-    warm_start(same, plain)
+    warm_start(same, plain, target)
     measured = [evaluate(head, ready.teacher, ready.validation, STEPS, DECAY, ROWS) for head in (gated, same)]
     assert measured[0].length_K == measured[1].length_K
 
@@ -180,9 +182,27 @@ def test_a_start_of_another_shape_is_refused(ready: Prepared, plain: Path, recip
         run_recipe(head.model_copy(update={"output": tmp_path / "x"}))
     gated = recipe.model_copy(update={"output": tmp_path / "gated", "head": Head(draft_vocab_size=64)})
     with pytest.raises(RecipeError, match=r"head\.start.*elementwise gate"):
-        warm_start(_head(ready, "headwise"), run_recipe(gated))
+        warm_start(_head(ready, "headwise"), run_recipe(gated), recipe.target)
     with pytest.raises(RecipeError, match=r"head\.start.*config\.json"):
-        warm_start(_head(ready, "none"), tmp_path / "nowhere")
+        warm_start(_head(ready, "none"), tmp_path / "nowhere", recipe.target)
+
+
+def test_a_head_of_another_maker_starts_one(ready: Prepared, plain: Path, target: Path, tmp_path: Path) -> None:
+    """SpecForge's keys, of layer ids too, and with token embeddings, which are the target's here."""
+    config = json.loads((plain / "config.json").read_text())
+    ids = [number - 1 for number in config.pop("eagle_aux_hidden_state_layer_ids")]
+    del config["num_aux_hidden_states"], config["target_identity"]
+    tensors = load_file(plain / "model.safetensors")
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"eagle_config": {"eagle_aux_hidden_state_layer_ids": ids}})
+    )
+    save_file({**tensors, "embed_tokens.weight": ready.teacher.embed_WH}, tmp_path / "model.safetensors")
+    head = _head(ready, "none")
+    warm_start(head, tmp_path, target)
+    assert torch.equal(head.fc.weight, tensors["fc.weight"])
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_scaling": {"rope_type": "llama3"}}))
+    with pytest.raises(RecipeError, match=rf"^head\.start: {tmp_path}: .*rope_scaling"):
+        warm_start(head, tmp_path, target)
 
 
 def test_batches_that_processes_cannot_share_are_refused() -> None:
