@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 PROVENANCE: Final = "provenance.json"
+DEEPER_THAN_ANY: Final = 1_000_000
+"""Layers of a target that takes any layer ids."""
 _INTEGER_DTYPES: Final = {"d2t": "I64", "t2d": "BOOL"}
 
 
@@ -124,6 +126,19 @@ def verify_draft(directory: Path, target_dir: Path) -> tuple[str, ...]:
     except (ContractError, ValidationError) as error:
         raise _named(directory, target_dir, error) from error
     return head.remarks + _remarks(trained_for, directory, target_dir)
+
+
+def verify_alone(directory: Path) -> None:
+    """Check an EAGLE-3 head's tensors against its own configuration, whatever its target. Raises DraftMismatch."""
+    draft = _read_config(directory, "--draft")
+    if (draft.get("architectures") or [None])[0] in GATED_ARCHITECTURES:
+        _check_headers(_gated_config(directory, draft), directory, quantised="quantization_config" in draft)
+        return
+    try:
+        head = plain.PlainHead.of(draft, {"num_hidden_layers": DEEPER_THAN_ANY})
+        plain.check_tensors(head, _plain_shapes(directory, draft))
+    except ContractError as error:
+        raise DraftMismatch(f"--draft {directory}: {str(error).removeprefix(f'--draft {directory}: ')}") from error
 
 
 def overrides(directory: Path, target_dir: Path) -> Mapping[str, Any]:

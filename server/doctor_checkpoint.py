@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from aerie.draft_models.checkpoint import DraftMismatch, is_head, verify_alone
 from aerie.quant.survey import LayerClass, Survey, survey
 from aerie.quant.vllm_linear import Dtype, serving_experts, serving_kernel
 from aerie.server.doctor import Finding
@@ -29,6 +30,9 @@ def checkpoint(folder: Path, dtype: Dtype | None = None) -> Iterator[Finding]:
         dtype: of the activations; None means what `aerie serve` would take.
     """
     surveyed = survey(folder)
+    if (reason := head_trouble(folder)) is not None:
+        yield Finding(folder.name, "missing", reason, "`aerie draft verify` tells it with its target")
+        return
     if surveyed.trouble is not None:
         yield Finding(folder.name, "missing", surveyed.trouble, FIX)
         return
@@ -39,6 +43,16 @@ def checkpoint(folder: Path, dtype: Dtype | None = None) -> Iterator[Finding]:
         yield Finding(folder.name, "off", text)
     for layer, count in surveyed.layers.items():
         yield _served(surveyed, layer, count, dtype, experts(folder))
+
+
+def head_trouble(folder: Path) -> str | None:
+    """Why a folder's EAGLE-3 head could be served with no target; None for a sound one, and for a language model."""
+    try:
+        if any(folder.glob("*.safetensors")) and is_head(folder):
+            verify_alone(folder)
+    except DraftMismatch as error:
+        return str(error).partition(": ")[2]
+    return None
 
 
 def experts(folder: Path) -> int:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aerie.draft_models.checkpoint import DraftMismatch, is_head, overrides, read_head, verify_draft
+from aerie.artefacts import REPOSITORY
+from aerie.draft_models.checkpoint import DraftMismatch, is_head, overrides, read_head, verify_alone, verify_draft
 from aerie.draft_models.contract import ContractError
 from aerie.draft_models.plain import LLAMA, QWEN3
-from aerie.draft_models.targets import registry, supports_eagle3
+from aerie.draft_models.targets import registry
 
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCAB, DRAFT_VOCAB, LAYERS = 8, 12, 2, 1, 4, 32, 16, 8
 IDS = "eagle_aux_hidden_state_layer_ids"
@@ -38,14 +39,14 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     "AngelSlim": FLAT | {"architectures": ["Eagle3LlamaForCausalLM"], "model_type": "qwen3"},
     "Qwen3 attention": FLAT | {"architectures": ["Eagle3Qwen3ForCausalLM"], "model_type": "qwen3"},
     "speculators (RedHat)": SPECULATORS,
-    "speculators, four layers": SPECULATORS | {IDS: [1, 2, 4, 6]},
+    "speculators with layer ids": SPECULATORS | {IDS: [1, 2, 4, 6]},
     "ModelOpt (NVIDIA)": FLAT
     | {"architectures": ["LlamaForCausalLMEagle3"], "eagle_config": MODEL_OPT | {IDS: [1, 3, 4]}},
 }
 SERVED_IDS = {
     "SpecForge with layer ids (lmsys)": [2, 4, 5],
     "ModelOpt (NVIDIA)": [2, 4, 5],
-    "speculators, four layers": [1, 2, 4, 6],
+    "speculators with layer ids": [1, 2, 4, 6],
 }
 TARGETS: Mapping[str, tuple[dict[str, Any], str | None]] = {
     "its own": ({}, None),
@@ -106,6 +107,7 @@ def write_target(folder: Path, **changes: object) -> Path:
 def test_a_head_of_its_own_target_is_served(maker: str, tmp_path: Path, target: Path) -> None:
     draft = write_head(tmp_path / "anything", maker)
     assert is_head(draft)
+    verify_alone(draft)
     remarks = verify_draft(draft, target)
     assert bool(remarks) is ("eagle_config" in CONFIGS[maker])
     told = overrides(draft, target)
@@ -202,6 +204,8 @@ def test_tensors_that_vllm_would_misread_are_refused(case: str, tmp_path: Path, 
     spoil(tensors)
     save_file(tensors, draft / "model.safetensors")
     with pytest.raises(DraftMismatch, match=f"^--draft .*{reason}"):
+        verify_alone(draft)
+    with pytest.raises(DraftMismatch, match=f"^--draft .*{reason}"):
         verify_draft(draft, target)
 
 
@@ -257,7 +261,7 @@ def test_weights_in_several_files_are_one_head(tmp_path: Path, target: Path) -> 
     assert verify_draft(draft, target) == ()
 
 
-@pytest.mark.parametrize("maker", [maker for maker in CONFIGS if "four" not in maker])
+@pytest.mark.parametrize("maker", [maker for maker in CONFIGS if "speculators with" not in maker])
 def test_a_head_of_another_maker_can_be_trained_on(maker: str, tmp_path: Path, target: Path) -> None:
     draft = write_head(tmp_path / "d", maker)
     config, tensors = read_head(draft, target)
@@ -274,31 +278,12 @@ def test_a_head_that_the_contract_has_no_words_for_cannot(tmp_path: Path, target
         read_head(draft, target)
 
 
+def test_the_page_of_checkpoints_tells_of_every_layout() -> None:
+    page = (REPOSITORY / "docs/checkpoints.md").read_text()
+    assert [maker for maker in CONFIGS if f"| {maker} |" not in page] == []
+
+
 def test_our_names_are_those_of_vllm() -> None:
     classes = registry()
     assert {classes[name][1] for name in LLAMA if name != "LlamaForCausalLM"} == {"Eagle3LlamaForCausalLM"}
     assert {classes[name][1] for name in QWEN3 if name != "Qwen3ForCausalLM"} == {"Eagle3Qwen3ForCausalLM"}
-
-
-@pytest.mark.parametrize(
-    ("architecture", "supported"),
-    [
-        ("Qwen3ForCausalLM", True),
-        ("MistralForCausalLM", True),  # by inheritance, over two files
-        ("Olmo2ForCausalLM", True),  # through the backend for models of transformers
-        ("Gemma3ForConditionalGeneration", False),
-        ("GemmaForCausalLM", False),
-        ("NobodysForCausalLM", None),
-    ],
-)
-def test_the_source_of_vllm_tells_which_targets_hand_out_states(architecture: str, supported: bool | None) -> None:
-    assert supports_eagle3(architecture) is supported
-
-
-def test_what_the_source_tells_is_what_the_classes_say() -> None:
-    from vllm import ModelRegistry
-    from vllm.model_executor.models import interfaces
-
-    for architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM"):
-        loaded = ModelRegistry.models[architecture].load_model_cls()
-        assert supports_eagle3(architecture) is interfaces.supports_eagle3(loaded)

@@ -166,3 +166,10 @@ def test_a_folder_that_is_no_checkpoint_is_a_finding(tmp_path: Path) -> None:
     (finding,) = doctor.safely(partial(checkpoint, tmp_path))
     assert (finding.topic, finding.status) == ("checkpoint", "missing")
     assert "config.json cannot be read" in finding.text
+
+
+def test_a_head_that_no_target_could_be_served_with_is_a_finding(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint("head", architectures=["LlamaForCausalLMEagle3"], model_type="llama", intermediate_size=9)
+    (finding,) = checkpoint(folder)
+    assert finding.status == "missing"
+    assert finding.text.startswith("missing fc.weight")
