@@ -57,6 +57,30 @@ class AccessSettings(BaseModel):
     )
 
 
+class TlsSettings(BaseModel):
+    """HTTPS instead of HTTP; the names are those of vLLM and uvicorn."""
+
+    ssl_certfile: Name | None = option(
+        "TLS",
+        None,
+        "PEM file of the server's certificate, and those between it and its authority: serve HTTPS alone, TLS 1.2 or "
+        "later.",
+        default_text="plain HTTP",
+    )
+    ssl_keyfile: Name | None = option(
+        "TLS", None, "PEM file of the certificate's private key.", default_text="in the file of `--ssl-certfile`"
+    )
+    ssl_keyfile_password_file: Name | None = option(
+        "TLS", None, "File that holds the key's password and nothing else.", default_text="the key has none"
+    )
+    ssl_ca_certs: Name | None = option(
+        "TLS", None, "PEM file of the authorities that clients' certificates come from.", default_text="none"
+    )
+    ssl_cert_reqs: int = option(
+        "TLS", 0, "Whether clients show a certificate: 0 none is asked for, 1 those who have one, 2 all.", ge=0, le=2
+    )
+
+
 class LimitSettings(BaseModel):
     """What a request may ask for."""
 

@@ -17,7 +17,16 @@ from aerie.server.settings import choices, default_text, fields, flag, group, is
 
 BEGIN, END = "<!-- options: begin -->", "<!-- options: end -->"
 METAVARS = {int: "N", float: "X", ByteSize: "SIZE"}
-METAVAR_NAMES = {"engine_options": "JSON", "api_key_file": "FILE", "dtype": "TYPE", "log_level": "LEVEL"}
+METAVAR_NAMES = {
+    "engine_options": "JSON",
+    "api_key_file": "FILE",
+    "ssl_certfile": "FILE",
+    "ssl_keyfile": "FILE",
+    "ssl_keyfile_password_file": "FILE",
+    "ssl_ca_certs": "FILE",
+    "dtype": "TYPE",
+    "log_level": "LEVEL",
+}
 
 
 @dataclass(frozen=True)

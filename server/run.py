@@ -31,6 +31,7 @@ from aerie.server.readiness import Stage
 from aerie.server.settings import ServeSettings
 from aerie.server.sources import misspelt
 from aerie.server.supervisor import Supervisor
+from aerie.server.tls import Connection, open_context, secured
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SOCKETS_VARIABLE = "VLLM_RPC_BASE_PATH"
@@ -104,6 +105,7 @@ async def serve(plan: Plan, listener: socket.socket, load: Load) -> None:
     house = House(plan.settings, positions=plan.speculation.draft_tokens)
     house.plan = plan
     server = Server(uvicorn_config(plan, house))
+    log.info("listening on %s", address(plan.settings, listener))
     log.info("%s", plan)
     log.info("speculation: %s", plan.speculation.text)
     if plan.speculation.warning is not None:
@@ -128,21 +130,29 @@ async def serve(plan: Plan, listener: socket.socket, load: Load) -> None:
         await http
 
 
+def address(settings: ServeSettings, listener: socket.socket) -> str:
+    """The URL that clients use."""
+    host, port = listener.getsockname()[:2]
+    scheme = "http" if settings.ssl_certfile is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def uvicorn_config(plan: Plan, house: House) -> uvicorn.Config:
     """The configuration of uvicorn over our application, its log format used for our lines too."""
     settings = plan.settings
     logs = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     logs["loggers"]["aerie"] = {"handlers": ["default"], "level": settings.log_level.upper(), "propagate": False}
+    limits = ConnectionLimits(
+        connections=settings.max_connections,
+        header_bytes=settings.max_header_bytes,
+        header_seconds=settings.header_seconds,
+        write_seconds=settings.write_seconds,
+    )
+    connection: Connection = limited(limits)
+    context = open_context(settings)
     return uvicorn.Config(
         create_app(settings, house),
-        http=limited(
-            ConnectionLimits(
-                connections=settings.max_connections,
-                header_bytes=settings.max_header_bytes,
-                header_seconds=settings.header_seconds,
-                write_seconds=settings.write_seconds,
-            )
-        ),
+        http=connection if context is None else secured(connection, context, limits),  # type: ignore[arg-type]
         ws="none",
         log_config=logs,
         log_level=settings.log_level,

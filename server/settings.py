@@ -7,7 +7,7 @@ from pydantic import ByteSize, ConfigDict, JsonValue
 from pydantic.fields import FieldInfo
 
 from aerie.quant.kernel_choice import Choice as Int4Kernel
-from aerie.server.front_settings import AccessSettings, LimitSettings
+from aerie.server.front_settings import AccessSettings, LimitSettings, TlsSettings
 from aerie.server.option import Name, option
 
 ENV_PREFIX = "AERIE_"
@@ -21,7 +21,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 SpeculationStatistics = Literal["none", "summary", "detailed"]
 
 
-class ServeSettings(LimitSettings, AccessSettings):
+class ServeSettings(LimitSettings, TlsSettings, AccessSettings):
     """Everything that `aerie serve` can be told. Frozen; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -139,7 +139,7 @@ class ServeSettings(LimitSettings, AccessSettings):
 def fields() -> dict[str, FieldInfo]:
     """The schema's fields by name, in the order of the reference: those of the front door follow ours."""
     known = ServeSettings.model_fields
-    doors = {**AccessSettings.model_fields, **LimitSettings.model_fields}
+    doors = {**AccessSettings.model_fields, **TlsSettings.model_fields, **LimitSettings.model_fields}
     return {
         **{name: field for name, field in known.items() if name not in doors},
         **{name: known[name] for name in doors},

@@ -15,6 +15,7 @@ from aerie.server.errors import BadOption
 from aerie.server.keys import open_keys
 from aerie.server.plan import Plan
 from aerie.server.settings import ServeSettings
+from aerie.server.tls import open_context
 
 KEY_VARIABLES = ("VLLM_API_KEY", "AERIE_API_KEY")
 OFF = ("", "0", "false", "False")
@@ -39,6 +40,7 @@ def check_process(settings: ServeSettings, environ: Mapping[str, str], *, optimi
     if settings.insecure_no_auth and settings.api_key_file is not None:
         raise BadOption("--insecure-no-auth", "--api-key-file is given too", "leave one of them out")
     open_keys(settings)
+    open_context(settings)
     if settings.api_key_file is None and not settings.insecure_no_auth and not is_loopback(settings.host):
         fix = "name keys with --api-key-file (`aerie key NAME` makes one), or say --insecure-no-auth"
         raise BadOption("--host", f"{settings.host} opens the server to the network, and there are no API keys", fix)
