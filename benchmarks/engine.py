@@ -35,7 +35,7 @@ def _serve(arguments: Sequence[str]) -> None:
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from aerie.server.engine import argument_module
+    from aerie.server.arguments import argument_module
 
     module = argument_module()
     parsed = module.make_arg_parser(FlexibleArgumentParser(prog="vllm serve")).parse_args(list(arguments))

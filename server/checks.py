@@ -14,9 +14,10 @@ from aerie.quant.errors import QuantError
 from aerie.quant.survey import Survey, survey
 from aerie.server.errors import BadOption
 from aerie.server.plan import Plan
+from aerie.server.vllm_options import base
 
 log = logging.getLogger(__name__)
-BACKENDS = ("linear-backend", "moe-backend")
+BACKENDS = ("linear_backend", "moe_backend")
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 METHOD_NAMES = ("eagle-", "eagle3", "dflash", "dspark")
 """Parts of a path by which vLLM 0.32 decides what a draft is, whatever is in it (`config/speculative.py`)."""
@@ -61,7 +62,7 @@ def check_backends(plan: Plan) -> None:
     if plan.settings.int4_kernel != "aerie":
         return
     for name, value in plan.settings.engine_options.items():
-        if name.lstrip("-").replace("_", "-") in BACKENDS and value != "auto":
+        if base(name) in BACKENDS and value != "auto":
             problem = f"aerie is asked for, and {name} of --engine-options asks for vLLM's {value}"
             raise BadOption("--int4-kernel", problem, "leave one of them out")
 

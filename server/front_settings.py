@@ -70,7 +70,7 @@ class TlsSettings(BaseModel):
     ssl_keyfile: Name | None = option(
         "TLS", None, "PEM file of the certificate's private key.", default_text="in the file of `--ssl-certfile`"
     )
-    ssl_keyfile_password_file: Name | None = option(
+    ssl_password_file: Name | None = option(
         "TLS", None, "File that holds the key's password and nothing else.", default_text="the key has none"
     )
     ssl_ca_certs: Name | None = option(

@@ -22,7 +22,7 @@ METAVAR_NAMES = {
     "api_key_file": "FILE",
     "ssl_certfile": "FILE",
     "ssl_keyfile": "FILE",
-    "ssl_keyfile_password_file": "FILE",
+    "ssl_password_file": "FILE",
     "ssl_ca_certs": "FILE",
     "dtype": "TYPE",
     "log_level": "LEVEL",

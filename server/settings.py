@@ -125,7 +125,7 @@ class ServeSettings(LimitSettings, TlsSettings, AccessSettings):
     tensor_parallel_size: int = option("Engine", 1, "Devices that share the model.", ge=1, le=64)
     gpu_memory_utilization: float = option("Engine", 0.9, "Share of a GPU's memory the engine may use.", gt=0, le=1)
     engine_options: dict[str, JsonValue] = option(
-        "Engine", {}, "More options of `vllm serve`, by name, as a JSON object; those that Aerie sets are refused."
+        "Engine", {}, "More options of `vllm serve`, by name, as a JSON object; each is a flag and a YAML key as well."
     )
 
     speculation_statistics: SpeculationStatistics = option(

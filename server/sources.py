@@ -3,44 +3,82 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 from annotated_types import Ge, Gt, Le
-from pydantic import ByteSize, ValidationError
+from pydantic import ByteSize, JsonValue, ValidationError
 from pydantic.fields import FieldInfo
 
 from aerie.draft_models.draft_kernels import CHOICE_VARIABLE
 from aerie.server.errors import BadOption
 from aerie.server.settings import ENV_PREFIX, ServeSettings, choices, fields, flag, is_boolean, is_size, variable
+from aerie.server.translation import translate
 from aerie.server.tuning import FOLDER_VARIABLE
+from aerie.server.vllm_options import RENAMED, base, check_served, named, split
+
+NEARLY = 0.85
+"""How alike a name must be to one of ours to be taken for it misspelt; none of vLLM's is so alike."""
 
 
-def load(flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None = None) -> ServeSettings:
+def load(
+    flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None = None, words: Sequence[str] = ()
+) -> ServeSettings:
     """Merge the sources and validate once.
 
-    `flags` holds only what was typed, by field name.
+    `flags` holds only what was typed, by field name; `words` what was typed beside: the model and options of vLLM.
 
     Raises:
         BadOption: an unknown key or a bad value, named as its source spells it.
     """
-    from_yaml = {} if config is None else read_yaml(config)
-    from_environ = {name: environ[variable(name)] for name in fields() if environ.get(variable(name), "") != ""}
-    merged = {**from_yaml, **from_environ, **flags}
+    from_yaml = _source({} if config is None else read_yaml(config))
+    variables = {name: environ[variable(name)] for name in fields() if environ.get(variable(name), "") != ""}
+    from_environ = _source(variables)
+    model, options = split(words)
+    for name in options:
+        if (meant := misspells(name)) is not None:
+            raise BadOption(f"--{name}", "no such option", f"did you mean {flag(meant)}?")
+    if model is not None and flags.get("model", model) != model:
+        raise BadOption("--model", f"{flags['model']} is given, and {model} without a name", "leave one of them out")
+    from_flags = _source({**flags, **({} if model is None else {"model": model})}, options)
+    merged = {**from_yaml, **from_environ, **from_flags}
+    options_of_all = [source.get("engine_options", {}) for source in (from_yaml, from_environ, from_flags)]
+    if all(isinstance(one, dict) for one in options_of_all):
+        merged["engine_options"] = {name: value for one in options_of_all for name, value in one.items()}
+        check_served(merged["engine_options"])
     try:
-        return ServeSettings.model_validate({name: _decode(name, value) for name, value in merged.items()})
+        return ServeSettings.model_validate(merged)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
-        if name in flags:
+        if name in from_flags:
             source = flag(name)
         elif name in from_environ:
             source = variable(name)
         else:
             source = f"{name} in {config}"
         raise BadOption(source, f"{merged[name]!r} is not accepted", fix(name, fields()[name])) from None
+
+
+def _source(values: Mapping[str, object], options: Mapping[str, JsonValue] = MappingProxyType({})) -> dict[str, Any]:
+    """One source's fields, with what vLLM's options in it amount to. `options` win over its `engine_options`."""
+    decoded = {name: _decode(name, value) for name, value in values.items()}
+    of_vllm = decoded.get("engine_options", {})
+    if not isinstance(of_vllm, dict) or not (of_vllm or options):
+        return decoded
+    translated, left = translate({**named(of_vllm), **options}, decoded)
+    return {**decoded, **translated, "engine_options": left}
+
+
+def misspells(name: str) -> str | None:
+    """The field that a name nearly is; `None` for vLLM's names and for those of neither."""
+    option = base(name)
+    if option in fields() or option in RENAMED:
+        return None
+    return next(iter(difflib.get_close_matches(option, fields(), n=1, cutoff=NEARLY)), None)
 
 
 def misspelt(environ: Mapping[str, str]) -> list[str]:
@@ -70,12 +108,16 @@ def read_yaml(config: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise BadOption("--config", f"{config} is not a mapping", "write one `key: value` a line")
-    for key in values:
-        if key not in fields():
-            close = difflib.get_close_matches(str(key), fields(), n=1)
-            hint = f"did you mean {close[0]}?" if close else "`aerie serve --help` lists the options"
-            raise BadOption(f"{key} in {config}", "unknown key", hint)
-    return values
+    ours = {str(key): value for key, value in values.items() if key in fields()}
+    # Whether vLLM knows the others, its parser tells; what is nearly one of ours is told at once.
+    others = {str(key): value for key, value in values.items() if key not in fields()}
+    for key in others:
+        if (meant := misspells(key)) is not None:
+            raise BadOption(f"{key} in {config}", "unknown key", f"did you mean {meant}?")
+    if not others:
+        return ours
+    options = ours.get("engine_options") or {}
+    return {**ours, "engine_options": {**options, **others} if isinstance(options, dict) else options}
 
 
 def fix(name: str, field: FieldInfo) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from aerie.server.errors import BadOption
 from aerie.server.settings import AUTO, NGRAM, ServeSettings
 from aerie.server.tuning import Range, Setup, Tuning, TuningError, default_path, describe
+from aerie.server.vllm_options import base
 
 FIXED = "fixed"
 OPTION = "--speculation"
@@ -102,5 +103,5 @@ def _stored(draft_tokens: int, here: Setup) -> Speculation:
 
 
 def _data_parallel(settings: ServeSettings) -> bool:
-    named = {name.replace("_", "-").lstrip("-"): value for name, value in settings.engine_options.items()}
-    return named.get("data-parallel-size", 1) not in {1, "1"}
+    named = {base(name): value for name, value in settings.engine_options.items()}
+    return named.get("data_parallel_size", 1) not in {1, "1"}

@@ -118,7 +118,7 @@ def open_context(settings: TlsSettings) -> ssl.SSLContext | None:
     if settings.ssl_certfile is None:
         for option, value in (
             ("--ssl-keyfile", settings.ssl_keyfile),
-            ("--ssl-keyfile-password-file", settings.ssl_keyfile_password_file),
+            ("--ssl-password-file", settings.ssl_password_file),
             ("--ssl-ca-certs", settings.ssl_ca_certs),
             ("--ssl-cert-reqs", settings.ssl_cert_reqs or None),
         ):
@@ -148,10 +148,10 @@ def _load_certificate(context: ssl.SSLContext, settings: TlsSettings, certificat
     if b"PRIVATE KEY" not in key:
         raise BadOption(option, f"{keyfile} holds no private key", "name the certificate's key by --ssl-keyfile")
     password = b""
-    if settings.ssl_keyfile_password_file is not None:
-        password = _read("--ssl-keyfile-password-file", settings.ssl_keyfile_password_file).rstrip(b"\r\n")
+    if settings.ssl_password_file is not None:
+        password = _read("--ssl-password-file", settings.ssl_password_file).rstrip(b"\r\n")
     elif b"ENCRYPTED" in key:
-        raise BadOption(option, f"{keyfile} is encrypted", "name a file by --ssl-keyfile-password-file")
+        raise BadOption(option, f"{keyfile} is encrypted", "name a file by --ssl-password-file")
     try:
         # Without a function, OpenSSL would ask for a password on the terminal.
         context.load_cert_chain(certificate, keyfile, password=lambda: password)
@@ -161,7 +161,7 @@ def _load_certificate(context: ssl.SSLContext, settings: TlsSettings, certificat
             problem = f"the key in {keyfile} does not belong to the certificate in {certificate}"
             raise BadOption(option, problem, "name the key that the certificate was made with") from None
         if password:
-            option = "--ssl-keyfile-password-file"
+            option = "--ssl-password-file"
         raise BadOption(option, f"the key in {keyfile} cannot be read ({reason})", PEM) from None
 
 

@@ -37,6 +37,7 @@ def check(variant: str, arguments: Sequence[str]) -> None:
         BadOption: it would not start.
     """
     known, typed, config, left = {flag(name): name for name in fields()}, dict[str, object](), None, list(arguments)
+    of_vllm: list[str] = []
     switches = {word: name for word, name in known.items() if is_boolean(fields()[name])}
     while left:
         word, equals, value = left.pop(0).partition("=")
@@ -46,9 +47,12 @@ def check(variant: str, arguments: Sequence[str]) -> None:
             typed[name] = False
         elif word == "--no-draft":
             typed["draft"] = NONE
-        elif word in OURS or word not in {*known, "--config"}:
-            problem = "is given by the benchmark" if word in OURS else "is no option of aerie serve"
-            raise BadOption("--variant", f"{variant}: {word} {problem}", "leave it out")
+        elif word in OURS:
+            raise BadOption("--variant", f"{variant}: {word} is given by the benchmark", "leave it out")
+        elif word not in {*known, "--config"}:
+            of_vllm.append(word + equals + value)
+            while left and not left[0].startswith("--"):
+                of_vllm.append(left.pop(0))
         elif not equals and not left:
             raise BadOption("--variant", f"{variant}: {word} has no value", "give one")
         elif word == "--config":
@@ -56,6 +60,6 @@ def check(variant: str, arguments: Sequence[str]) -> None:
         else:
             typed[known[word]] = value if equals else left.pop(0)
     try:
-        make_plan(load(typed, os.environ, config))
+        make_plan(load(typed, os.environ, config, of_vllm))
     except BadOption as error:
         raise BadOption("--variant", f"{variant}: {error.option}: {error.problem}", error.fix) from error

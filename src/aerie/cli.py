@@ -38,10 +38,15 @@ app.add_typer(bench, name="bench")
 app.command()(tune)
 
 SOURCES = (
+    ("MODEL", "The main model, as --model names it; before any option of vLLM's."),
     ("--config FILE", "YAML file of the options below, such as `draft_tokens: 4`; also AERIE_CONFIG."),
+    ("OPTION of vLLM", "Any other option of `vllm serve`, such as `--tool-call-parser hermes`; its --help lists them."),
     ("--no-draft", "Serve without speculation: the same as `--draft none`."),
     ("--help", "Show this page."),
 )
+
+SHORT_FLAGS = {"tensor_parallel_size": ("-tp",)}
+"""Of vLLM, for options that are ours as well."""
 
 Recipe = Annotated[Path, typer.Option("--recipe", help="YAML recipe; `trainer/recipes/` holds those of the demo.")]
 OptionalRecipe = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe.", show_default="group 64, RTN")]
@@ -97,7 +102,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     """The command-line option of one field of the schema."""
     long = settings.flag(name)
     switch = settings.is_boolean(field)
-    option = typer.Option(f"{long}/--no-{long[2:]}" if switch else long)
+    option = typer.Option(f"{long}/--no-{long[2:]}" if switch else long, *SHORT_FLAGS.get(name, ()))
     kind = bool if switch else str
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
@@ -123,7 +128,7 @@ class ServeCommand(TyperCommand):
         from aerie.server.reference import rows
 
         console = Console()
-        console.print(f"Usage: {ctx.command_path} [OPTIONS]\n\n{self.help}\n", markup=False, highlight=False)
+        console.print(f"Usage: {ctx.command_path} [MODEL] [OPTIONS]\n\n{self.help}\n", markup=False, highlight=False)
         listed = [("Sources", usage, text, "") for usage, text in SOURCES]
         listed += [(row.group, row.usage, row.text, f"{row.variable}, default {row.default}") for row in rows()]
         for group, options in itertools.groupby(listed, key=lambda entry: entry[0]):
@@ -136,7 +141,7 @@ class ServeCommand(TyperCommand):
             console.print(table)
 
 
-@app.command(cls=ServeCommand)
+@app.command(cls=ServeCommand, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 @_with_settings
 def serve(
     context: typer.Context,
@@ -147,7 +152,8 @@ def serve(
 ) -> NoReturn:
     """Serve a model over the OpenAI API; without options the shipped demo.
 
-    A flag wins over its AERIE_* variable, the variable over the YAML file, the file over the default.
+    A flag wins over its AERIE_* variable, the variable over the YAML file, the file over the default. Options that are
+    not listed here go to vLLM, whose parser judges them.
     """
     from aerie.server.run import run
     from aerie.server.sources import load
@@ -157,7 +163,7 @@ def serve(
         if typed.get("draft", settings.NONE) != settings.NONE:
             raise BadOption("--no-draft", "--draft is given too", "leave one of them out")
         typed["draft"] = settings.NONE
-    chosen = load(typed, os.environ, config)
+    chosen = load(typed, os.environ, config, context.args)
     try:
         run(chosen)
     except (BadOption, EngineFailed) as error:

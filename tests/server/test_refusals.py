@@ -253,7 +253,7 @@ def test_an_address_that_is_not_ours() -> None:
     ("arguments", "line"),
     [
         (["--draft-tokens", "0"], "aerie: error: --draft-tokens: '0' is not accepted; choose a number from 1 up to 16"),
-        (["--prot", "1"], "aerie: error: No such option: --prot (Possible options: "),
+        (["--draft-token", "1"], "aerie: error: --draft-token: no such option; did you mean --draft-tokens?"),
         (["--model", "/absent"], "aerie: error: --model: /absent is not a folder; "),
         (["--draft", "x", "--no-draft"], "aerie: error: --no-draft: --draft is given too; leave one of them out"),
         (["--config", "/absent.yaml"], "aerie: error: --config: cannot read /absent.yaml "),

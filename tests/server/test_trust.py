@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from aerie.server import trust
-from aerie.server.engine import REFUSED_OPTIONS, parse_arguments
 from aerie.server.errors import BadOption
 from aerie.server.keys import make_key
 from aerie.server.plan import make_plan
@@ -118,30 +117,3 @@ def test_a_draft_may_bring_a_class_that_is_here_too(make_checkpoint: MakeCheckpo
 
 def test_a_checkpoint_without_code_passes(make_checkpoint: MakeCheckpoint) -> None:
     trust.check_checkpoints(make_plan(ServeSettings(model=str(make_checkpoint()))))
-
-
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        ({"trust-remote-code": True}, "trust_remote_code"),
-        ({"trust_remote_cod": True}, "trust_remote_code"),
-        ({"api-key": "secret-value"}, "api_key"),
-        ({"api_ke": "secret-value"}, "api_key"),
-        ({"middleware": "os.system"}, "middleware"),
-        ({"enable-prompt-embeds": True}, "enable_prompt_embeds"),
-        ({"allowed-origins": ["*"]}, "allowed_origins"),
-        ({"allowed-local-media-path": "/"}, "allowed_local_media_path"),
-    ],
-)
-def test_engine_options_that_open_a_door(
-    make_checkpoint: MakeCheckpoint, options: dict[str, object], name: str
-) -> None:
-    plan = make_plan(ServeSettings.model_validate({"model": str(make_checkpoint()), "engine_options": options}))
-    with pytest.raises(BadOption, match=rf"^--engine-options: {name} is refused: {REFUSED_OPTIONS[name]}") as refused:
-        parse_arguments(plan)
-    assert "secret-value" not in str(refused.value)
-
-
-def test_every_refused_option_is_one_of_vllm_s(make_checkpoint: MakeCheckpoint) -> None:
-    arguments = parse_arguments(make_plan(ServeSettings(model=str(make_checkpoint()))))
-    assert [name for name in REFUSED_OPTIONS if not hasattr(arguments, name)] == []

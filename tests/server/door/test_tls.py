@@ -121,7 +121,7 @@ async def test_a_key_with_a_password_and_one_beside_the_certificate(
     locked = {**certificate.settings, "ssl_keyfile": str(certificate.locked_key)}
     for settings in (
         {"ssl_certfile": str(both)},
-        {**locked, "ssl_keyfile_password_file": str(certificate.password)},
+        {**locked, "ssl_password_file": str(certificate.password)},
     ):
         async with serve(**settings) as port, certificate.client(port) as client:
             assert (await client.get("/v1/models")).text == "hi"
@@ -219,15 +219,15 @@ def test_files_that_cannot_be_used_are_refused_by_name(
     assert refused(**settings | {"ssl_keyfile": absent}).startswith(f"--ssl-keyfile: cannot read {absent}")
     assert refused(**settings | {"ssl_keyfile": str(garbled_key)}).startswith("--ssl-keyfile: the key in")
     assert "does not belong to the certificate" in refused(**settings | {"ssl_keyfile": str(stranger.key)})
-    assert "--ssl-keyfile-password-file" in refused(**settings | {"ssl_keyfile": locked})
-    assert refused(**settings | {"ssl_keyfile": locked, "ssl_keyfile_password_file": str(wrong)}).startswith(
-        "--ssl-keyfile-password-file: the key in"
+    assert "--ssl-password-file" in refused(**settings | {"ssl_keyfile": locked})
+    assert refused(**settings | {"ssl_keyfile": locked, "ssl_password_file": str(wrong)}).startswith(
+        "--ssl-password-file: the key in"
     )
     assert refused(**settings, ssl_ca_certs=str(garbled), ssl_cert_reqs=2).startswith("--ssl-ca-certs")
 
 
 def test_options_that_would_have_no_effect_are_refused(refused: Refused, certificate: Certificate) -> None:
-    for name in ("ssl_keyfile", "ssl_keyfile_password_file", "ssl_ca_certs"):
+    for name in ("ssl_keyfile", "ssl_password_file", "ssl_ca_certs"):
         assert refused(**{name: str(certificate.key)}).endswith("there is no certificate; name it by --ssl-certfile")
     assert refused(ssl_cert_reqs=2).startswith("--ssl-cert-reqs: there is no certificate")
     assert refused(**certificate.settings, ssl_cert_reqs=1).startswith("--ssl-cert-reqs: no authority is named")
