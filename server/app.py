@@ -13,6 +13,7 @@ from aerie.server.errors import ApiError, answer_with_error_body
 from aerie.server.house import House
 from aerie.server.keys import KeyRing, open_keys
 from aerie.server.middleware.admission import Admission
+from aerie.server.middleware.allowed_hosts import AllowedHosts
 from aerie.server.middleware.authenticate import Authenticate
 from aerie.server.middleware.census import Census
 from aerie.server.middleware.deadlines import Deadlines
@@ -24,6 +25,7 @@ from aerie.server.middleware.shed import Shed
 from aerie.server.readiness import Readiness
 from aerie.server.settings import ServeSettings
 from aerie.server.status import Status, tell
+from aerie.server.trust import allowed_hosts
 
 
 class EngineGate:
@@ -43,6 +45,9 @@ class EngineGate:
 def middleware(settings: ServeSettings, house: House, keys: KeyRing | None) -> list[Middleware]:
     """One class of `aerie.server.middleware` for each concern, the outermost first; each is pure ASGI."""
     doors = [Middleware(RequestId), Middleware(Census, metrics=house.telemetry.metrics)]
+    hosts = allowed_hosts(settings)
+    if hosts is not None:
+        doors.append(Middleware(AllowedHosts, hosts=hosts))
     if settings.cors_origins is not None:
         doors.append(cors(settings.cors_origins))
     if keys is not None:
@@ -69,12 +74,13 @@ def middleware(settings: ServeSettings, house: House, keys: KeyRing | None) -> l
 
 
 def cors(origins: str) -> Middleware:
-    """What pages of these origins may do. They send keys in headers of their own, so no cookie needs to be allowed."""
+    """What pages of these origins may do: send any header, since clients add their own, and no cookies."""
     return Middleware(
         CORSMiddleware,
         allow_origins=[origin.strip() for origin in origins.split(",")],
         allow_methods=["GET", "POST"],
-        allow_headers=["authorization", "content-type", "x-api-key", "x-request-id", "anthropic-version"],
+        allow_headers=["*"],
+        allow_private_network=True,
         expose_headers=["x-request-id", "retry-after"],
     )
 
@@ -83,7 +89,7 @@ def create_app(settings: ServeSettings, house: House) -> FastAPI:
     """The application of `aerie serve`. It can be served at once; `house.readiness` opens the engine's routes later.
 
     Raises:
-        BadOption: the file of API keys cannot be used.
+        BadOption: the file of API keys or the list of hosts cannot be used.
     """
     readiness = house.readiness
     keys = open_keys(settings)

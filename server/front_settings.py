@@ -30,8 +30,19 @@ class AccessSettings(BaseModel):
         "Origins, separated by commas, whose pages in a browser may call the API.",
         default_text="none",
     )
+    allowed_hosts: Name | None = option(
+        "Access",
+        None,
+        "Names, separated by commas and without ports, that clients may call the server by (the `Host` header); "
+        "`*.example.com` is every name below it, `*` any name at all. The probes answer to any.",
+        default_text="on a loopback address without keys `localhost`, `127.0.0.1`, `[::1]` and `--host`; else any",
+    )
     max_connections: int = option(
-        "Access", 1024, "Most open connections; beyond them idle ones are closed, or else the new one.", ge=1
+        "Access",
+        1024,
+        "Most open connections; beyond them the one longest idle is closed, or else the one longest within its "
+        "headers, or else the new one.",
+        ge=1,
     )
     keep_alive_seconds: int = option(
         "Access",

@@ -124,7 +124,7 @@ class KeyRing:
             found = self._path.stat()
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino  # a change of mode is ctime's alone
 
 
 class Salts:

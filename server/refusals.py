@@ -17,6 +17,55 @@ class InvalidApiKey(ApiError):  # noqa: N818 - these state what is wrong, and cl
     headers: ClassVar = {"WWW-Authenticate": "Bearer"}
 
 
+class MalformedRequest(ApiError):  # noqa: N818
+    """Bytes that are no HTTP/1.1 request, or that another parser could read as a different one."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_http"
+    message = "This is no valid HTTP/1.1 request."
+    closes = True
+
+
+class HostNotAllowed(ApiError):  # noqa: N818
+    """A host that is not on the list: perhaps a page whose name was made to point here (DNS rebinding)."""
+
+    status = 421
+    type = "invalid_request_error"
+    code = "host_not_allowed"
+    param = "Host"
+    message = "This server does not answer to this host name. Its operator lists names with --allowed-hosts."
+
+
+class HeadersTooLarge(ApiError):  # noqa: N818
+    """A longer request line and headers, or more of them, than a request may have."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
+    message = "The request line and headers are too long, or too many."
+    closes = True
+
+
+class NotImplementedHere(ApiError):  # noqa: N818
+    """A part of HTTP that this server does not have."""
+
+    status = 501
+    type = "invalid_request_error"
+    code = "not_implemented"
+    closes = True
+
+
+class UnsupportedVersion(ApiError):  # noqa: N818
+    """Another version of HTTP."""
+
+    status = 505
+    type = "invalid_request_error"
+    code = "unsupported_http_version"
+    message = "This server speaks HTTP/1.1."
+    closes = True
+
+
 class NoSuchRoute(ApiError):  # noqa: N818
     """A path that is not on the list of routes."""
 

@@ -3,6 +3,7 @@
 
 import ipaddress
 import json
+import re
 import socket
 import sys
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from aerie.server.tls import open_context
 KEY_VARIABLES = ("VLLM_API_KEY", "AERIE_API_KEY")
 OFF = ("", "0", "false", "False")
 CODE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py", ".so", ".dill", ".joblib"})
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\]")
 CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 
 
@@ -41,11 +44,34 @@ def check_process(settings: ServeSettings, environ: Mapping[str, str], *, optimi
         raise BadOption("--insecure-no-auth", "--api-key-file is given too", "leave one of them out")
     open_keys(settings)
     open_context(settings)
+    allowed_hosts(settings)
     if settings.api_key_file is None and not settings.insecure_no_auth and not is_loopback(settings.host):
         fix = "name keys with --api-key-file (`aerie key NAME` makes one), or say --insecure-no-auth"
         raise BadOption("--host", f"{settings.host} opens the server to the network, and there are no API keys", fix)
     if settings.key_concurrency is not None and settings.api_key_file is None:
         raise BadOption("--key-concurrency", "there are no API keys", "name them with --api-key-file")
+
+
+def allowed_hosts(settings: ServeSettings) -> frozenset[str] | None:
+    """The names that the server answers to, in lower case; `None` for any.
+
+    Without keys on a loopback address, a page in this machine's browser whose name was pointed there (DNS rebinding)
+    could do all that a client can.
+
+    Raises:
+        BadOption: one is no name, or has a port.
+    """
+    if settings.allowed_hosts is None:
+        if settings.api_key_file is not None or not is_loopback(settings.host):
+            return None
+        host = settings.host.lower()
+        return LOOPBACK_NAMES | {f"[{host}]" if ":" in host else host}
+    names = [name.strip().lower() for name in settings.allowed_hosts.split(",")]
+    for name in names:
+        if name != "*" and not HOST_NAME.fullmatch(name):
+            fix = "give names such as api.example.com, *.example.com, 192.0.2.1 or [::1], separated by commas"
+            raise BadOption("--allowed-hosts", f"{name!r} is no name of a host", fix)
+    return None if "*" in names else frozenset(names)
 
 
 def is_loopback(host: str) -> bool:

@@ -29,11 +29,13 @@ def house_of(application: ASGIApp) -> House:
 
 def client_of(house: House) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(create_app(SETTINGS, house))
-    return httpx.AsyncClient(transport=transport, base_url="http://test", headers={"content-type": "application/json"})
+    return httpx.AsyncClient(
+        transport=transport, base_url="http://localhost", headers={"content-type": "application/json"}
+    )
 
 
 def scope_of(path: str) -> Scope:
-    headers = [(b"content-type", b"application/json")]
+    headers = [(b"content-type", b"application/json"), (b"host", b"localhost")]
     return {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
 
 

@@ -14,7 +14,9 @@ ROUTES = [("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("GET", "/doc
 def client(readiness: Readiness) -> httpx.AsyncClient:
     house = House(ServeSettings())
     house.readiness = readiness
-    return httpx.AsyncClient(transport=httpx.ASGITransport(create_app(ServeSettings(), house)), base_url="http://test")
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(ServeSettings(), house)), base_url="http://localhost"
+    )
 
 
 def opened(*, dead: bool = False, stalled: str | None = None) -> Readiness:

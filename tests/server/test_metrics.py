@@ -35,7 +35,7 @@ async def test_no_request_adds_a_series() -> None:
     house.readiness.open(PlainTextResponse("answer"), lambda: False)
     rng = random.Random(0)
     transport = httpx.ASGITransport(create_app(ServeSettings(), house))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         before = series((await http.get("/metrics")).text)
         for _ in range(REQUESTS):
             path = "/" + "".join(rng.choices(string.ascii_letters + "/.-", k=rng.randrange(1, 30)))
@@ -52,7 +52,7 @@ async def test_no_request_adds_a_series() -> None:
 async def test_a_refusal_is_counted_by_its_reason() -> None:
     house = House(ServeSettings())
     transport = httpx.ASGITransport(create_app(ServeSettings(), house))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         await http.get("/v1/models")
         await http.get("/v1/models", headers={"X-Request-Timeout": "never"})
         page = (await http.get("/metrics")).text

@@ -16,7 +16,7 @@ from aerie.server.settings import ServeSettings
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_its_files_are_served_while_the_engine_loads(path: str, file: str, media_type: str, method: str) -> None:
     transport = httpx.ASGITransport(create_app(ServeSettings(), House(ServeSettings())))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         answer = await http.request(method, path)
 
     assert answer.status_code == 200

@@ -14,7 +14,7 @@ SETTINGS = ServeSettings(max_queued_requests=5)
 
 async def told(house: House) -> Status:
     transport = httpx.ASGITransport(create_app(SETTINGS, house))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         return Status.model_validate_json((await http.get("/aerie/status")).content)
 
 

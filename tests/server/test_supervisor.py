@@ -96,7 +96,7 @@ async def test_a_closed_connection_reaches_the_engine_through_every_middleware(p
         await running.until("ready")
         _, writer = await asyncio.open_connection(*running.listener.getsockname())
         body = b'{"max_tokens": 1}'
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         writer.write(head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
         await slow.reached.wait()
         writer.close()

@@ -74,7 +74,7 @@ async def test_the_status_tells_the_schedule(planned: Callable[..., Plan]) -> No
     house = House(made.settings, positions=made.speculation.draft_tokens)
     house.plan = made
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(create_app(made.settings, house)), base_url="http://x"
+        transport=httpx.ASGITransport(create_app(made.settings, house)), base_url="http://localhost"
     ) as http:
         told = (await http.get("/aerie/status")).json()
     assert told["speculation"] == f"tuned on 2026-11-28: {SAID}"

@@ -47,7 +47,7 @@ def application() -> Callable[..., Application]:
     """`application(inner, facts=Facts(…), **settings)`: ready, over `inner`, guarded as a loaded engine is."""
 
     def make(inner: Application = _echo, facts: Facts | None = None, **settings: object) -> Application:
-        chosen = ServeSettings.model_validate(settings)
+        chosen = ServeSettings.model_validate({"allowed_hosts": "*", **settings})
         house = House(chosen)
         house.occupancy.capacity = Capacity(sequences=8, tokens=1 << 20, longest=CONTEXT)
         app = create_app(chosen, house)

@@ -91,6 +91,31 @@ async def test_who_says_nothing_makes_room(serve: Serve) -> None:
         writer.close()
 
 
+async def test_who_is_within_its_headers_makes_room_after_the_idle_ones(serve: Serve) -> None:
+    async with serve(max_connections=2, header_seconds=60) as port, kept(port) as (idle, _), asyncio.timeout(SOON):
+        half_open, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /v1/models HTTP/1.1\r\nX: ")
+        await asyncio.sleep(0.05)
+        assert status(await say(port, b"GET /livez HTTP/1.1\r\n" + CLOSE + b"\r\n")) == 200
+        assert await idle.read() == b""
+        writer.write(b"y\r\n" + CLOSE + b"\r\n")
+        assert (await half_open.read()).endswith(b"\r\nhi")
+        writer.close()
+
+
+async def test_half_open_ones_keep_nobody_out(serve: Serve) -> None:
+    """A flood of them, each the last word of its client, and a client that wants an answer."""
+    async with serve(max_connections=4, header_seconds=60) as port:
+        flood = [await asyncio.open_connection("127.0.0.1", port) for _ in range(12)]
+        for _, writer in flood:
+            writer.write(b"GET /v1/models HTTP/1.1\r\nX: ")
+        await asyncio.sleep(0.05)
+        for _ in range(3):
+            assert status(await say(port, b"GET /livez HTTP/1.1\r\n" + CLOSE + b"\r\n")) == 200
+        for _, writer in flood:
+            writer.close()
+
+
 async def test_what_fails_after_its_answer_breaks_no_second_one(serve: Serve) -> None:
     async def late(scope: Scope, receive: Receive, send: Send) -> None:
         await hello(scope, receive, send)

@@ -24,6 +24,7 @@ KNOWN = {
     "body_seconds": 0.3,
     "max_header_bytes": f"{HEADER_KIB}KiB",
     "max_body_bytes": "64KiB",
+    "allowed_hosts": "*",
 }
 Serve = Callable[..., AbstractAsyncContextManager[int]]
 
