@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from aerie.server.errors import ApiError
 from aerie.server.refusals import HeadersTooLarge, MalformedRequest
 from aerie.server.request_head import check_head, without_upgrade
-from aerie.server.transports import READ_SECONDS, LingeringTransport, WriteWatch
+from aerie.server.transports import LingeringTransport, WriteWatch
 
 MAX_HEADERS = 128
 log = logging.getLogger(__name__)
@@ -115,8 +115,8 @@ class LimitedConnection(HttpToolsProtocol):
         super().shutdown()
 
     def timeout_keep_alive_handler(self) -> None:
-        """No request came in time, unless one has come that is not read yet."""
-        self.timeout_keep_alive_task = self.loop.call_later(READ_SECONDS, self._socket.close_now)
+        """No request came in time."""
+        self._socket.close_now()
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -249,10 +249,7 @@ class LimitedConnection(HttpToolsProtocol):
 
     def _expect_headers(self) -> None:
         if self._deadline is None:
-            self._deadline = self.loop.call_later(self.limits.header_seconds, self._give_headers_up)
-
-    def _give_headers_up(self) -> None:
-        self._deadline = self.loop.call_later(READ_SECONDS, self._socket.close_now)
+            self._deadline = self.loop.call_later(self.limits.header_seconds, self._socket.close_now)
 
     def _stop_waiting(self) -> None:
         if self._deadline is not None:

@@ -124,7 +124,8 @@ class KeyRing:
             found = self._path.stat()
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino  # a change of mode is ctime's alone
+        # A file refused for its mode or its owner changes in these alone.
+        return found.st_mtime_ns, found.st_ctime_ns, found.st_mode, found.st_size, found.st_ino
 
 
 class Salts:

@@ -4,9 +4,6 @@
 import asyncio
 from typing import Any
 
-READ_SECONDS = 0.01
-"""From a time's end to its consequence. libuv runs timers before it reads: after the loop stood still, what the client
-has sent meanwhile is read in between."""
 LINGER_SECONDS = 5.0
 """For which a closed connection goes on reading, so that its client reads the answer before it learns of the end."""
 
@@ -34,13 +31,11 @@ class WriteWatch:
             self._next.cancel()
             self._next = None
 
-    def _look(self, *, last: bool = False) -> None:
+    def _look(self) -> None:
         if self._transport.get_write_buffer_size() < self._left:
             self.begin()
-        elif last:
-            self._transport.abort()
         else:
-            self._next = asyncio.get_running_loop().call_later(READ_SECONDS, lambda: self._look(last=True))
+            self._transport.abort()
 
 
 class LingeringTransport(asyncio.Transport):

@@ -44,6 +44,28 @@ def test_the_loopback_address_needs_no_keys(host: str) -> None:
     check(host=host)
 
 
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, {"localhost", "127.0.0.1", "[::1]"}),
+        ({"host": "127.0.0.2"}, {"localhost", "127.0.0.1", "[::1]", "127.0.0.2"}),
+        ({"host": "::1"}, {"localhost", "127.0.0.1", "[::1]"}),
+        ({"host": "0.0.0.0", "insecure_no_auth": True}, None),
+        ({"api_key_file": "keys"}, None),
+        ({"allowed_hosts": "*"}, None),
+        ({"allowed_hosts": "API.example, *.b.example,[::1]"}, {"api.example", "*.b.example", "[::1]"}),
+    ],
+)
+def test_the_names_of_a_server(settings: dict[str, object], names: set[str] | None) -> None:
+    assert trust.allowed_hosts(ServeSettings.model_validate(settings)) == names
+
+
+@pytest.mark.parametrize("hosts", ["https://a.example", "a:8000", "a,,b", "a.*", "::1", "*a.example"])
+def test_a_name_without_form_is_refused(hosts: str) -> None:
+    with pytest.raises(BadOption, match=r"^--allowed-hosts: "):
+        check(allowed_hosts=hosts)
+
+
 def test_options_that_contradict_each_other(key_file: Path) -> None:
     with pytest.raises(BadOption, match=r"^--insecure-no-auth: "):
         check(insecure_no_auth=True, api_key_file=str(key_file))

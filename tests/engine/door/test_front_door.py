@@ -210,7 +210,7 @@ def test_nothing_but_the_probes_without_a_key(server: "Server") -> None:
     for path in ("/v1/models", "/metrics", "/tokenize", "/docs", "/openapi.json", "/version", "/collective_rpc"):
         for host in ("x", "a/?x=", "livez/#"):
             answer = httpx.get(server.address + path, headers={"Host": host}, trust_env=False)
-            assert answer.status_code == 401
+            assert answer.status_code == (401 if host == "x" else 400)
     assert httpx.get(f"{server.address}/livez", trust_env=False).status_code == 200
 
 

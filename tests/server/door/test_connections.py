@@ -12,7 +12,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from tests.server.door.wire import CLOSE, HEADER_KIB, POST, Serve, hello, say, status
 
-from aerie.server.connection import WriteWatch
+from aerie.server import transports
+from aerie.server.transports import WriteWatch
 
 PATIENCE = 60.0
 """Of tests that wait for what must happen, however slow the machine."""
@@ -202,7 +203,7 @@ class Draining:
 
 
 async def test_a_client_that_reads_slowly_is_waited_for() -> None:
-    transport = Draining(9, 8, 8, 3, 3, 3, 3)  # a look, the beginning of the next wait, and a last look
+    transport = Draining(9, 8, 8, 3, 3, 3)  # a look, and the beginning of the next wait
     WriteWatch(transport, 0.0).begin()  # type: ignore[arg-type]  # what it needs of a transport
     async with asyncio.timeout(PATIENCE):
         await transport.aborted.wait()
@@ -214,3 +215,35 @@ async def test_a_refusal_of_a_body_is_readable(serve: Serve) -> None:
         answer = await say(port, POST + b'Content-Length: 9\r\n\r\n{"n":NaN}')
     assert status(answer) == 400
     assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]["param"] == "n"
+
+
+async def test_a_refusal_reaches_a_client_that_sends_all_before_it_reads(serve: Serve) -> None:
+    """The server reads on for a while: a socket closed with bytes unread answers with a reset instead."""
+    loop = asyncio.get_running_loop()
+    async with serve() as port, asyncio.timeout(PATIENCE):
+        with socket.socket() as client:
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", port))
+            await loop.sock_sendall(client, POST + b"Content-Length: 8000000\r\n\r\n")
+            for _ in range(80):
+                await asyncio.sleep(0)
+                await loop.sock_sendall(client, b" " * 100_000)
+            assert status(await loop.sock_recv(client, 1 << 16)) == 413
+            assert await loop.sock_recv(client, 1) == b""
+
+
+async def send_without_end(writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.01)
+
+
+async def test_a_closed_connection_is_read_for_a_while_only(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transports, "LINGER_SECONDS", 0.1)
+    async with serve() as port, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(POST + b"Content-Length: 8000000\r\n\r\n")
+        assert status(await reader.read()) == 413
+        with pytest.raises(ConnectionError):
+            await send_without_end(writer)

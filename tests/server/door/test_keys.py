@@ -198,6 +198,17 @@ def test_a_file_that_everybody_may_write_is_refused(key_file: Path) -> None:
         read_keys(key_file)
 
 
+def test_a_file_refused_for_its_mode_is_read_once_that_is_mended(key_file: Path) -> None:
+    now = [0.0]
+    ring = KeyRing(key_file, clock=lambda: now[0])
+    key_file.write_text(line("carol", "aerie-carols-key"))
+    for mode, name in ((0o666, "alice"), (0o600, None)):
+        key_file.chmod(mode)
+        now[0] += 2
+        assert ring.name(ALICE) == name
+    assert ring.name("aerie-carols-key") == "carol"
+
+
 def test_yaml_spacing_is_read_too(tmp_path: Path) -> None:
     path = tmp_path / "keys.yaml"
     path.write_text(line("alice", ALICE).replace(":", ": "))

@@ -130,6 +130,63 @@ async def test_other_origins_are_not_served_unless_named(client: Client) -> None
         assert "access-control-allow-origin" not in other.headers
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "authorization,content-type,x-stainless-arch,x-stainless-helper-method,x-stainless-os,x-stainless-retry-count",
+        "anthropic-beta,anthropic-dangerous-direct-browser-access,anthropic-version,content-type,x-api-key",
+        "authorization,idempotency-key,openai-organization,openai-project,x-request-id,x-request-timeout",
+    ],
+)
+async def test_a_named_origin_s_page_may_send_whatever_its_client_sends(client: Client, asked: str) -> None:
+    preflight = {
+        "Origin": "https://a.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": asked,
+    }
+    async with client(cors_origins="https://a.example") as http:
+        answer = await http.options(CHAT, headers=preflight)
+        assert answer.status_code == 200
+        assert set(answer.headers["access-control-allow-headers"].split(",")) == set(asked.split(","))
+        assert "access-control-allow-credentials" not in answer.headers, "a page sends no cookies"
+        told = await http.get("/livez", headers={"Origin": "https://a.example"})
+        assert {"x-request-id", "retry-after"} <= set(told.headers["access-control-expose-headers"].split(", "))
+        stranger = await http.options(CHAT, headers={**preflight, "Origin": "https://c.example"})
+        assert stranger.status_code == 400
+        assert "access-control-allow-origin" not in stranger.headers
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]", "[::1]:8000"])
+async def test_without_keys_the_server_answers_to_this_machine_s_names(client: Client, host: str) -> None:
+    async with client(allowed_hosts=None) as http:
+        for path in ("/", "/v1/models"):
+            assert (await http.get(path, headers={"Host": host})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", ""]
+)
+async def test_a_name_that_was_pointed_here_is_not_served(client: Client, told: Told, host: str) -> None:
+    async with client(allowed_hosts=None) as http:
+        for method, path in (
+            ("GET", "/"),
+            ("GET", "/v1/models"),
+            ("POST", CHAT),
+            ("GET", "/metrics"),
+            ("OPTIONS", CHAT),
+        ):
+            answer = await http.request(method, path, headers={"Host": host})
+            assert (answer.status_code, told(answer)["code"]) == (421, "host_not_allowed")
+
+
+async def test_hosts_are_those_named_and_the_probes_answer_to_all(client: Client) -> None:
+    async with client(allowed_hosts="api.example, *.b.example") as http:
+        for host, status in (("api.example", 200), ("x.b.example", 200), ("b.example", 421), ("localhost", 421)):
+            assert (await http.get("/v1/models", headers={"Host": host})).status_code == status
+        for path in ("/livez", "/readyz", "/health"):
+            assert (await http.get(path, headers={"Host": "10.1.2.3:8000"})).status_code == 200
+
+
 async def test_errors_are_logged_without_line_breaks_of_clients(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
