@@ -22,6 +22,7 @@ from aerie.server.errors import BadOption
 from aerie.server.plan import CPU_KV_CACHE_BYTES, device
 
 CLINIC = "clinic"
+DECIMAL = re.compile(r"\d+(\.\d*)?")
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 TAKEN = re.compile(r"[tc][0-9_]+|std")
 """Names of scenarios that the names of figures could be mistaken with."""
@@ -44,6 +45,20 @@ def numbers(option: str, texts: Iterable[str], least: int) -> tuple[int, ...]:
             raise BadOption(option, f"{word or 'nothing'} is no whole number from {least}", "give them as 1,2,4")
         found.add(int(word))
     return tuple(sorted(found))
+
+
+def decimals(option: str, texts: Iterable[str]) -> tuple[float, ...]:
+    """Numbers from 0, given in the same ways; in the order in which they were given.
+
+    Raises:
+        BadOption: one is no number, or below 0.
+    """
+    found: dict[float, None] = {}
+    for word in (word.strip() for text in texts for word in text.split(",")):
+        if not DECIMAL.fullmatch(word):
+            raise BadOption(option, f"{word or 'nothing'} is no number from 0", "give them as 0,0.7")
+        found[float(word)] = None
+    return tuple(found)
 
 
 def named(option: str, text: str, what: str) -> tuple[str, str]:
@@ -100,12 +115,14 @@ class Servers:
         return self._sharing(made)
 
     def _own(self) -> list[Variant]:
-        """No speculation, and the draft with each K."""
-        ks = self.draft_tokens if self.draft_tokens is not None else (DEFAULT_K,)
+        """No speculation, and the draft with each K; beside named servers a model without a draft has no kN."""
         draft = draft_beside(self.model, self.draft)
-        if draft is None and ks:
+        ks = self.draft_tokens
+        if ks is None:
+            ks = () if draft is None and self.variants else (DEFAULT_K,)
+        if draft is None and any(ks):
             problem = f"no draft is named, and {self.model} has none in the folder `draft`"
-            raise BadOption("--draft", problem, "name one, or leave --draft-tokens at 0")
+            raise BadOption("--draft", problem, "name one, or measure without by --draft-tokens 0")
         plain = Variant(name=BASELINE, arguments=(*self._shared, "--no-draft"), draft_tokens=0)
         drafting = ("--draft", str(draft))
         return [plain] + [
@@ -181,11 +198,14 @@ def scenario_files(texts: Sequence[str]) -> dict[str, Path | None]:
     """
     files: dict[str, Path | None] = {}
     for text in texts:
-        name, value = named("--scenario", text, "FILE.jsonl")
+        if "=" in text:
+            name, value = named("--prompts", text, "FILE.jsonl")
+        else:
+            name, value = re.sub(r"[^a-z0-9_-]+|^[^a-z]+", "-", Path(text).stem.lower()).strip("-") or "prompts", text
         if name in files or TAKEN.fullmatch(name):
-            raise BadOption("--scenario", f"the name {name} is taken", "give another")
+            raise BadOption("--prompts", f"the name {name} is taken", "give another")
         if not Path(value).is_file():
-            raise BadOption("--scenario", f"{value} is not a file", "name a file of prompts")
+            raise BadOption("--prompts", f"{value} is not a file", "name a file of prompts")
         files[name] = Path(value)
     return files or {CLINIC: None}
 

@@ -8,21 +8,25 @@ are few. All Ks are measured on one server, whose scheduler reads K from a file 
 import itertools
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 from pydantic import JsonValue
 
 from aerie.benchmarks.points import Record
 from aerie.benchmarks.prompts import Prompt
 from aerie.benchmarks.serving.generator import Generator
-from aerie.benchmarks.serving.load import RESULT, LoadOptions, LoadReport, put_load
-from aerie.benchmarks.tune.watch import TuneError, Watch, step_ms
+from aerie.benchmarks.serving.load import LONGEST, RESULT, LoadOptions, LoadReport, put_load
+from aerie.benchmarks.tune.watch import FAST_POLL_S, POLL_S, TuneError, Watch, seconds_whole, step_ms
 
 STEPS, MORE_STEPS = 20, 64
 """Of a request in a measurement of step times; more by the number of requests, for seconds that can be told apart."""
 YIELD = 0.75
 """Tokens that a drafted one is taken to bring, for the length of those answers; more make fewer steps."""
+LEAST_SECONDS, WANTED_SECONDS = 1.0, 2.0
+"""Of steps of the whole batch in a measurement: where a run had fewer, a longer one follows."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,15 @@ class Bench:
         saved: dict[str, JsonValue] = json.loads((self.logs / name / RESULT).read_text())
         return report, saved
 
+    def watch(self, poll_s: float) -> AbstractContextManager[Watch]:
+        """Samples of the server's counters during a block."""
+        return Watch(self.url, poll_s)
+
+    def longest(self, prompts: Sequence[Prompt]) -> int:
+        """Tokens of an answer to any of these prompts that the server and the load generator take."""
+        listed = httpx.get(f"{self.url}/v1/models", trust_env=False).json()["data"]
+        return min(LONGEST, int(listed[0]["max_model_len"])) - max(len(one.token_ids) for one in prompts)
+
     def draft(self, draft_tokens: int) -> None:
         """Choose K from now on."""
         if self.switch is not None:
@@ -65,13 +78,30 @@ class Bench:
 
 
 def measure_steps(bench: Bench, prompts: Sequence[Prompt], draft_tokens: int | None, index: int) -> Record:
-    """One point of t(b, K): a batch of as many requests as prompts, of equal length."""
+    """One point of t(b, K): a batch of as many requests as prompts, of equal length.
+
+    A step may take half a millisecond or half a second: answers are made longer until there was enough to see.
+
+    Raises:
+        TuneError: too few steps were seen with answers as long as the server takes them.
+    """
     batch = len(prompts)
     bench.draft(draft_tokens or 0)
     length = round((STEPS + MORE_STEPS // batch) * (1 + YIELD * (draft_tokens or 0)))
     name = f"steps-{index}-b{batch}-{'plain' if draft_tokens is None else f'k{draft_tokens}'}"
-    with Watch(bench.url) as watch:
-        report, _ = bench.put(name, prompts, batch, length, ignore_eos=True)
+    poll_s, longest = POLL_S, 0
+    while True:
+        with bench.watch(poll_s) as watch:
+            report, _ = bench.put(name, prompts, batch, length, ignore_eos=True)
+        seconds = seconds_whole(watch.samples, batch)
+        if seconds >= LEAST_SECONDS:
+            break
+        longest = longest or bench.longest(prompts)
+        if length >= longest:
+            break
+        longer = WANTED_SECONDS / (seconds + poll_s)  # what lies before the first look and behind the last is unseen
+        length = min(longest, round(length * longer))
+        poll_s = FAST_POLL_S
     milliseconds, steps = step_ms(watch.samples, batch)
     return {
         "batch": batch,

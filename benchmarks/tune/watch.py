@@ -18,7 +18,8 @@ import httpx
 from aerie.benchmarks.errors import BenchmarkError
 from aerie.benchmarks.serving.gauges import total
 
-POLL_S = 0.25
+POLL_S, FAST_POLL_S = 0.25, 0.05
+"""Between two looks; the second one where a step takes so little that they cost it nothing."""
 LEAST_STEPS = 8
 
 
@@ -48,11 +49,12 @@ class Sample:
 
 
 class Watch(threading.Thread):
-    """Asks for the counters four times a second until its block ends."""
+    """Asks for the counters every `poll_s` seconds until its block ends."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, poll_s: float = POLL_S) -> None:
         super().__init__(name="watch", daemon=True)
         self.samples: list[Sample] = []
+        self._poll_s = poll_s
         self._url = f"{url}/metrics"
         self._ended = threading.Event()
 
@@ -72,7 +74,19 @@ class Watch(threading.Thread):
                 with suppress(httpx.HTTPError):
                     page = http.get(self._url).text
                     self.samples.append(Sample.read(page, (before + time.monotonic()) / 2))
-                self._ended.wait(POLL_S)
+                self._ended.wait(self._poll_s)
+
+
+def whole(samples: Sequence[Sample], batch: int) -> list[Sample]:
+    """Those of the time in which the whole batch ran and none of its prompts any more."""
+    began = samples[0].first_tokens if samples else 0
+    return [one for one in samples if one.running == batch and one.first_tokens - began >= batch]
+
+
+def seconds_whole(samples: Sequence[Sample], batch: int) -> float:
+    """How long that was, as far as it was seen."""
+    full = whole(samples, batch)
+    return full[-1].seconds - full[0].seconds if full else 0.0
 
 
 def step_ms(samples: Sequence[Sample], batch: int) -> tuple[float, int]:
@@ -81,10 +95,13 @@ def step_ms(samples: Sequence[Sample], batch: int) -> tuple[float, int]:
     Raises:
         TuneError: too few.
     """
-    began = samples[0].first_tokens if samples else 0
-    full = [one for one in samples if one.running == batch and one.first_tokens - began >= batch]
+    full = whole(samples, batch)
     steps = int(full[-1].steps - full[0].steps) if full else 0
     if steps < LEAST_STEPS:
-        raise TuneError(f"only {steps} steps were seen with {batch} requests; is something else using the server?")
+        most = max((one.running for one in samples), default=0)
+        raise TuneError(
+            f"only {steps} steps were seen with {batch} requests, of which {most:.0f} ran at once; is something else "
+            "using the server, or does its KV cache hold fewer?"
+        )
     slope, _ = statistics.linear_regression([one.steps for one in full], [one.seconds for one in full])
     return 1000 * slope, steps

@@ -45,6 +45,8 @@ SOURCES = (
     ("--help", "Show this page."),
 )
 
+RENAMED_FLAGS = {"--most": "--draft-tokens", "--scenario": "--prompts", "--target": "--model"}
+"""Earlier names -> what every command calls it."""
 SHORT_FLAGS = {"tensor_parallel_size": ("-tp",)}
 """Of vLLM, for options that are ours as well."""
 
@@ -66,6 +68,8 @@ def main() -> None:
 def _complain(error: Exception) -> int:
     """Say it in one line; returns the exit status."""
     message = error.format_message() if isinstance(error, TyperException) else str(error)
+    if (renamed := RENAMED_FLAGS.get(getattr(error, "option_name", ""))) is not None:
+        message = f"{error.option_name} is now {renamed}"  # type: ignore[attr-defined]  # click's, private to typer
     with contextlib.suppress(OSError):  # the status tells, where a full disk keeps the line
         print(" ".join(("aerie: error:", *message.split())), file=sys.stderr, flush=True)
     return 1 if isinstance(error, BenchmarkError | EngineFailed) else 2
@@ -241,7 +245,7 @@ def train_draft(
 @draft.command("verify")
 def draft_verify(
     draft: Annotated[str, typer.Argument(metavar="DRAFT", help="Folder of the draft, or its name on the hub.")],
-    target: Annotated[str, typer.Option("--target", help="The main model that it is served with.")],
+    model: Annotated[str, typer.Option("--model", help="The main model that it is served with.")],
     prompts: Annotated[
         Path | None, typer.Option("--prompts", help="JSONL of chats.", show_default="made-up tokens")
     ] = None,
@@ -256,8 +260,8 @@ def draft_verify(
     from aerie.server.plan import find_checkpoint, read_config
     from aerie.server.trust import check_folder
 
-    folders = [find_checkpoint("DRAFT", draft), find_checkpoint("--target", target)]
-    for option, folder in zip(("DRAFT", "--target"), folders, strict=True):
+    folders = [find_checkpoint("DRAFT", draft), find_checkpoint("--model", model)]
+    for option, folder in zip(("DRAFT", "--model"), folders, strict=True):
         read_config(option, folder)
         check_folder(option, folder)
     rendered = None

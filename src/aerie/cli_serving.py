@@ -37,19 +37,21 @@ ModelName = Annotated[
     str | None,
     typer.Option("--model-name", help="What servers of a URL call the model.", show_default="the first one they list"),
 ]
-Scenarios = Annotated[
+Prompts = Annotated[
     list[str] | None,
     typer.Option(
-        "--scenario",
-        metavar="NAME=FILE",
-        help="Prompts as JSONL. Repeat it.",
+        "--prompts",
+        metavar="[NAME=]FILE",
+        help="Chats, or a file of a known set as `aerie bench acceptance` takes it; each is measured. Repeat it.",
         show_default="the clinic's held-out consultations",
     ),
 ]
 Concurrency = Annotated[
     list[str] | None, typer.Option("--concurrency", help="Requests at once.", show_default="1,2,4,8")
 ]
-Temperature = Annotated[list[float] | None, typer.Option("--temperature", min=0, help="Repeat it.", show_default="0")]
+Temperature = Annotated[
+    list[str] | None, typer.Option("--temperature", help="Such as 0,0.7; each is measured.", show_default="0")
+]
 ServeOption = Annotated[
     list[str] | None,
     typer.Option("--serve-option", help="For every server that is started, as `--name=value`. Repeat it."),
@@ -63,7 +65,7 @@ def bench_serving(
     draft_tokens: DraftTokens = None,
     variant: Variants = None,
     model_name: ModelName = None,
-    scenario: Scenarios = None,
+    prompts: Prompts = None,
     concurrency: Concurrency = None,
     temperature: Temperature = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Every variant runs in each.")] = 3,
@@ -92,7 +94,7 @@ def bench_serving(
     """
     from aerie.benchmarks.options import DEMO_MODEL
     from aerie.benchmarks.serving.bench import Command, run
-    from aerie.benchmarks.serving.chosen import Servers, numbers
+    from aerie.benchmarks.serving.chosen import Servers, decimals, numbers
     from aerie.benchmarks.serving.sweep import SweepOptions
 
     model = model or DEMO_MODEL
@@ -100,7 +102,7 @@ def bench_serving(
     options = SweepOptions(
         model=model,
         concurrencies=numbers("--concurrency", concurrency or ["1,2,4,8"], 1),
-        temperatures=tuple(dict.fromkeys(temperature or [0.0])),
+        temperatures=decimals("--temperature", temperature or ["0"]),
         rounds=rounds,
         count=count,
         max_tokens=max_tokens,
@@ -115,4 +117,4 @@ def bench_serving(
         model_name=model_name,
         serve_options=tuple(serve_option or ()),
     )
-    return run(Command(out, servers, tuple(scenario or ()), options, work))
+    return run(Command(out, servers, tuple(prompts or ()), options, work))

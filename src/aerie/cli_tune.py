@@ -9,7 +9,7 @@ import typer
 from aerie.artefacts import REPOSITORY
 
 DEMO = REPOSITORY / "checkpoints/clinic-demo"
-LEVELS = (1, 2, 4, 8, 16, 32)
+LEVELS = ("1,2,4,8,16,32",)
 Prompts = Annotated[
     Path | None,
     typer.Option("--prompts", exists=True, dir_okay=False, help="JSONL of chats.", show_default="held-out patients"),
@@ -31,10 +31,10 @@ def tune(
     ] = None,
     out: Annotated[Path, typer.Option("--out", dir_okay=False, help="Result file.")] = Path("tuned-speculation.json"),
     prove: Annotated[bool, typer.Option(help="Compare the schedule with every K and none, over HTTP.")] = True,
-    most: Annotated[int, typer.Option("--most", min=1, max=16, help="Largest K that is tried.")] = 7,
+    draft_tokens: Annotated[int, typer.Option("--draft-tokens", min=1, max=16, help="Largest K that is tried.")] = 7,
     concurrency: Annotated[
-        list[int] | None,
-        typer.Option("--concurrency", min=1, help="Requests in flight; repeat it.", show_default="1 to 32, doubling"),
+        list[str] | None,
+        typer.Option("--concurrency", help="Requests at once, such as 1,2,4.", show_default="1,2,4,8,16,32"),
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Repeats of the proof.")] = 3,
     finals: Annotated[int, typer.Option("--finals", min=0, help="More repeats, of the schedule and the fastest.")] = 6,
@@ -55,13 +55,14 @@ def tune(
     Takes an hour and a half on two idle cores, most of it the proof. Ctrl-C keeps what was measured; the same command
     goes on from there.
     """
+    from aerie.benchmarks.serving.chosen import numbers
     from aerie.benchmarks.tune.run import Options, run
 
     chosen = Options(
         model=model,
         draft=draft,
-        most=most,
-        concurrencies=tuple(sorted(set(concurrency or LEVELS))),
+        most=draft_tokens,
+        concurrencies=numbers("--concurrency", concurrency or LEVELS, 1),
         rounds=rounds,
         finals=finals,
         count=count,

@@ -20,7 +20,7 @@ from aerie.benchmarks.prompts import Prompt, PromptsError
 from aerie.benchmarks.results_file import Provenance, ResultFile, ResultsError, Run
 from aerie.benchmarks.serving import bench, chosen
 from aerie.benchmarks.serving.bench import Command, earlier, run, write
-from aerie.benchmarks.serving.chosen import Servers, check_memory, draft_beside, numbers, pool, scenario_files
+from aerie.benchmarks.serving.chosen import Servers, check_memory, decimals, draft_beside, numbers, pool, scenario_files
 from aerie.benchmarks.serving.serve_options import told, told_k
 from aerie.benchmarks.serving.sweep import SweepOptions, Turn, measure_missing
 from aerie.benchmarks.serving.variants import Variant, VariantError, connect
@@ -98,9 +98,21 @@ def test_variants_that_cannot_be_meant_are_refused(variants: tuple[str, ...], pr
 def test_a_draft_must_be_named_for_a_model_that_has_none(tmp_path: Path) -> None:
     with pytest.raises(BadOption, match="--draft: no draft is named"):
         Servers(tmp_path, None, None, (), None, ()).all()
+    with pytest.raises(BadOption, match="--draft: no draft is named"):
+        Servers(tmp_path, None, (0, 2), (), None, ()).all()
     assert draft_beside(tmp_path, DEMO_DRAFT) == DEMO_DRAFT
     (tmp_path / "draft").mkdir()
     assert draft_beside(tmp_path, None) == tmp_path / "draft"
+
+
+def test_a_model_without_a_draft_is_measured_without_and_beside_others(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").touch()
+    model = tmp_path
+    assert [one.name for one in Servers(model, None, (0,), (), None, ()).all()] == ["none"]
+    bare, ngram, elsewhere = Servers(model, None, None, ("ngram=--draft ngram", f"other={URL}"), None, ()).all()
+    assert (bare.name, bare.draft_tokens, ngram.draft_tokens, elsewhere.url) == ("none", 0, None, URL)
+    assert "--draft" not in bare.arguments
 
 
 def test_numbers_are_listed_repeated_or_both() -> None:
@@ -108,6 +120,10 @@ def test_numbers_are_listed_repeated_or_both() -> None:
     for text in ("1,x", "0", "", "-1"):
         with pytest.raises(BadOption, match=r"--concurrency: .* is no whole number from 1"):
             numbers("--concurrency", [text], 1)
+    assert decimals("--temperature", ["0.7,0", "1"]) == (0.7, 0.0, 1.0)
+    for text in ("warm", "-1", ""):
+        with pytest.raises(BadOption, match=r"--temperature: .* is no number from 0"):
+            decimals("--temperature", [text])
 
 
 def test_servers_that_do_not_fit_are_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,13 +146,16 @@ def test_scenarios_are_files_of_prompts(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.touch()
     assert scenario_files([f"mine={path}"]) == {"mine": path}
+    (tmp_path / "My chats 2.jsonl").touch()
+    assert list(scenario_files([str(path), str(tmp_path / "My chats 2.jsonl")])) == ["x", "my-chats-2"]
     assert list(scenario_files([])) == ["clinic"]
     for text, problem in (
         (f"t1={path}", "the name t1 is taken"),
         ("mine=absent.jsonl", "absent.jsonl is not a file"),
-        ("mine", "is not NAME=FILE"),
+        ("mine", "mine is not a file"),
+        (f"Mine={path}", "is not NAME=FILE"),
     ):
-        with pytest.raises(BadOption, match=f"--scenario: .*{problem}"):
+        with pytest.raises(BadOption, match=f"--prompts: .*{problem}"):
             scenario_files([text])
 
 

@@ -4,9 +4,6 @@
 import dataclasses
 import itertools
 import random
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,7 +16,7 @@ from aerie.benchmarks.tune.measure import histogram
 from aerie.benchmarks.tune.model import LAST, Costs, Load, between, choose, predict, rates, schedule, scheduled, yields
 from aerie.benchmarks.tune.run import Options, chats_of, plan_of
 from aerie.benchmarks.tune.study import StudyOptions, acceptance_of, costs_of, tasks
-from aerie.benchmarks.tune.watch import Sample, TuneError, Watch, step_ms
+from aerie.benchmarks.tune.watch import TuneError
 from aerie.server.tuning import check_schedule, describe
 
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -102,18 +99,6 @@ def test_acceptance_by_position_is_a_histogram() -> None:
     counts = histogram((0.9, 0.5, 0.0), 10)
     assert counts == [1, 4, 5, 0]
     assert sum(counts) == 10
-
-
-def test_steps_count_while_the_whole_batch_runs_and_none_of_its_prompts() -> None:
-    """Ten seconds at 0.1 s a step with both, after one request alone and before the other one is; 7 came earlier."""
-    alone = [Sample(second / 4, second, 1, 7) for second in range(8)]
-    prompts = [Sample(2, 8, 2, 8)]
-    both = [Sample(3 + second, 10 + 10 * second, 2, 9) for second in range(11)]
-    left = [Sample(14 + second, 110 + second, 1, 9) for second in range(5)]
-    milliseconds, steps = step_ms([*alone, *prompts, *both, *left], 2)
-    assert (round(milliseconds, 6), steps) == (100, 100)
-    with pytest.raises(TuneError, match="only 0 steps were seen with 4 requests"):
-        step_ms(alone, 4)
 
 
 def studied(costs: Costs, noise: float) -> list[Run]:
@@ -225,30 +210,3 @@ def test_a_file_of_few_prompts_is_gone_through_again_and_an_empty_one_refused(tm
     file.write_text("")
     with pytest.raises(PromptsError, match="holds no prompt"):
         chats_of(asked(tmp_path, prompts=file), 5)
-
-
-class Page(BaseHTTPRequestHandler):
-    """`/metrics` of a server with one request, one step further each time."""
-
-    steps = itertools.count(1)
-
-    def do_GET(self) -> None:
-        told = {"vllm:iteration_tokens_total_count": next(self.steps), "vllm:num_requests_running": 1}
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write("".join(f'{name}{{engine="0"}} {value}\n' for name, value in told.items()).encode())
-
-    def log_message(self, *_: object) -> None:
-        """Be quiet."""
-
-
-def test_a_watch_reads_the_counters_until_its_block_ends() -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with Watch(f"http://127.0.0.1:{server.server_port}") as watch:
-            while len(watch.samples) < 2:
-                time.sleep(0.01)
-        server.shutdown()
-    assert not watch.is_alive()
-    assert [one.steps for one in watch.samples[:2]] == [1, 2]
-    assert watch.samples[0].running == 1

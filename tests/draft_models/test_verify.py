@@ -116,14 +116,14 @@ def test_what_cannot_be_looked_at_is_one_line_and_status_2(draft: Path, target: 
     if missing != "folder":
         (draft / missing).unlink()
     where = draft if missing != "folder" else draft / "nowhere"
-    command = [sys.executable, "-P", "-m", "aerie", "draft", "verify", str(where), "--target", str(target)]
+    command = [sys.executable, "-P", "-m", "aerie", "draft", "verify", str(where), "--model", str(target)]
     refused = subprocess.run([*command, "--no-engine"], capture_output=True, text=True, check=False)
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
     assert refused.stderr.startswith("aerie: error: DRAFT: ")
 
 
 def test_the_command_tells_by_its_status(draft: Path, target: Path) -> None:
-    command = [sys.executable, "-P", "-m", "aerie", "draft", "verify", str(draft), "--target", str(target)]
+    command = [sys.executable, "-P", "-m", "aerie", "draft", "verify", str(draft), "--model", str(target)]
     sound = subprocess.run([*command, "--no-engine"], capture_output=True, text=True, check=False)
     assert (sound.returncode, sound.stderr) == (0, "")
     change(draft, "norm.weight", 0.0)

@@ -160,7 +160,7 @@ def test_bench_serving_measures_a_running_server(server: "Server", tiny_target: 
     prompts.write_text(
         "".join(json.dumps({"messages": [{"role": "user", "content": str(n)}]}) + "\n" for n in range(9))
     )
-    command = ["bench", "serving", "--out", str(out), "--model", str(tiny_target), "--scenario", f"short={prompts}"]
+    command = ["bench", "serving", "--out", str(out), "--model", str(tiny_target), "--prompts", f"short={prompts}"]
     command += ["--variant", f"none={server.address}", "--variant", f"same={server.address}/v1"]
     command += ["--concurrency", "1", "--count", "2", "--rounds", "1", "--max-tokens", str(TOKENS)]
     command += ["--temperature", "0", "--temperature", "1", "--goodput-ttft-ms", "60000", "--work", str(tmp_path)]

@@ -38,7 +38,7 @@ the target verifies: the output stays the target's.
 
 ```
 aerie serve --model TARGET --draft THIS_FOLDER
-aerie draft verify THIS_FOLDER --target TARGET
+aerie draft verify THIS_FOLDER --model TARGET
 ```
 
 ## Acceptance
