@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's scheduler, with speculation that a request can decline: `"vllm_xargs": {"speculation": "off"}`.
 
+It also bounds the time that grammars take (`vllm_grammars.py`): of vLLM's classes that one can choose, this one meets
+the manager of grammars.
+
 vLLM drafts for a whole batch or not at all. The draft model still runs for such a request, as its neighbours need it;
 its tokens are not scheduled, so that every step verifies nothing of it and yields one token. That is how one server
 shows both ways side by side, and lets a measurement take turns within one engine.
@@ -9,10 +12,12 @@ The class is named in `SchedulerConfig.scheduler_cls`, which vLLM resolves in th
 0.32.0 and 0.33.0.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+
+from aerie.draft_models.vllm_grammars import bound_grammars
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -32,6 +37,10 @@ def speculates(request: "Request") -> bool:
 
 class OptionalSpeculation(Scheduler):
     """Takes the drafts away from requests that decline them, before a step is scheduled."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - vLLM's own, passed on
+        super().__init__(*arguments, **options)
+        bound_grammars(self.structured_output_manager)
 
     def update_draft_token_ids(self, draft_token_ids: "DraftTokenIds") -> None:
         """Store what was drafted; the scheduler calls it between two steps."""

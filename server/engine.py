@@ -6,11 +6,12 @@ meanwhile. So `load` makes what it makes (`create_engine_config`, `from_vllm_con
 loop, where AsyncLLM defers its tasks, and `VllmEngine.open_api` finishes on the loop that serves.
 """
 
+import asyncio
 import logging
 import os
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from aerie.server.plan import Plan
 from aerie.server.readiness import Stage
 from aerie.server.settings import ServeSettings
 from aerie.server.telemetry import Telemetry
-from aerie.server.vllm_facts import read_facts
+from aerie.server.vllm_facts import grammar_checker, read_facts
 from aerie.server.vllm_options import base, words
 
 if TYPE_CHECKING:
@@ -88,8 +89,14 @@ class VllmEngine:
         # As FastAPI's documentation says it is done; made when it is first asked for.
         names = [path.name for path in app.state.openai_serving_models.base_model_paths]
         app.openapi = cache(lambda: describe(theirs(), facts, self.settings, names))  # type: ignore[method-assign]
-        async with app.router.lifespan_context(app):
-            yield Scrub(RequestRules(app, facts, self.settings, stream_usage=self.settings.stream_usage))
+        async with app.router.lifespan_context(app), AsyncExitStack() as stack:
+            if facts.xgrammar:
+                checker = await asyncio.to_thread(grammar_checker, self.client, self.settings)
+                self.client.grammars = await stack.enter_async_context(checker)
+            stream_usage = self.settings.stream_usage
+            yield Scrub(
+                RequestRules(app, facts, self.settings, grammars=self.client.grammars, stream_usage=stream_usage)
+            )
 
     async def warm_up(self) -> None:
         """Have the engine make tokens in the ways that compile something when they are first asked for."""
@@ -132,7 +139,7 @@ def load(plan: Plan, advance: Callable[[Stage], None], telemetry: Telemetry) -> 
         raise BadOption("options", f"vLLM refuses them ({error})", "change the one it names") from error
     if plan.draft is not None and config.speculative_config is not None:
         vars(config.speculative_config.draft_model_config.hf_config).update(overrides(plan.draft, plan.model))
-    if plan.speculates and config.scheduler_config.scheduler_cls is None:
+    if config.scheduler_config.scheduler_cls is None:
         asynchronous = bool(config.scheduler_config.async_scheduling)
         config.scheduler_config.scheduler_cls = scheduler_class(asynchronous=asynchronous)
     advance(Stage.LOADING)
@@ -198,7 +205,9 @@ def grammar_flags(plan: Plan) -> dict[str, Any]:
     one passes vLLM's checks and fails in the engine with 500 (`StructuredOutputManager.grammar_init`).
     """
     named = {base(name) for name in plan.settings.engine_options}
-    return {} if "structured_outputs_config" in named else {"--structured-outputs-config": {"backend": "xgrammar"}}
+    compact = plan.settings.json_whitespace == "none"
+    config = {"backend": "xgrammar", "disable_any_whitespace": compact}
+    return {} if "structured_outputs_config" in named else {"--structured-outputs-config": config}
 
 
 def speculative_config(plan: Plan) -> dict[str, Any] | None:

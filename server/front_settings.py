@@ -9,6 +9,7 @@ from aerie.server.option import Name, option
 
 UnknownFields = Literal["refuse", "ignore"]
 ControlTokens = Literal["refuse", "accept"]
+JsonWhitespace = Literal["none", "any"]
 
 
 class AccessSettings(BaseModel):
@@ -121,5 +122,21 @@ class LimitSettings(BaseModel):
     max_enum_values: int = option("Limits", 1000, "Most values of one `enum` or `choice`.", ge=1)
     max_regex_chars: int = option("Limits", 1000, "Longest regular expression.", ge=1)
     max_repeats: int = option(
-        "Limits", 1000, "Largest count in a regular expression, and largest `maxLength`, `maxItems` and such.", ge=1
+        "Limits", 10000, "Largest count in a regular expression, and largest `maxLength`, `maxItems` and such.", ge=1
+    )
+    grammar_seconds: float = option(
+        "Limits",
+        10.0,
+        "CPU time to compile a request's grammar, tried in a process of its own with `--grammar-memory`; what takes "
+        "longer is refused.",
+        gt=0,
+        le=600,
+    )
+    grammar_memory: ByteSize = option(
+        "Limits", ByteSize(1 << 30), "Memory to compile a request's grammar.", default_text="1GiB", ge=64 << 20
+    )
+    json_whitespace: JsonWhitespace = option(
+        "Limits",
+        "none",
+        "Whitespace between the parts of JSON that a schema asks for; `any` lets a model write it until `max_tokens`.",
     )

@@ -15,7 +15,10 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
-from aerie.server.exchange import CURRENT
+from aerie.server.errors import ApiError
+from aerie.server.exchange import CURRENT, Exchange
+from aerie.server.grammars.checker import GrammarChecker
+from aerie.server.grammars.constraints import Constraint, GrammarStopped, final, hold, stated
 from aerie.server.progress import Step
 from aerie.server.telemetry import PROBE, Telemetry
 
@@ -24,6 +27,7 @@ class ObservedLLM(AsyncLLM):
     """Tells `telemetry` which requests the engine has, and the exchange they serve whether they wait."""
 
     telemetry: Telemetry
+    grammars: GrammarChecker | None = None
 
     async def generate(
         self,
@@ -35,6 +39,8 @@ class ObservedLLM(AsyncLLM):
         """vLLM's, observed."""
         if (exchange := CURRENT.get()) is not None:
             exchange.waits.append(lambda: self.waits(request_id))
+            options["reasoning_ended"] = _held_from_start(exchange, options.get("reasoning_ended"))
+        constraint = await self._tried(sampling_params, exchange)
         answered = False
         self.telemetry.began(request_id)
         try:
@@ -43,6 +49,7 @@ class ObservedLLM(AsyncLLM):
                     answered = output.finished
                     if answered:
                         self._tell(output)
+                        self._refuse_failed(output, constraint, exchange)
                     yield output
         except Exception:
             answered = True  # refused by vLLM: the engine owes nothing for it
@@ -51,6 +58,29 @@ class ObservedLLM(AsyncLLM):
             # Of an engine that died, whoever notices asks for the ids of all requests that were lost.
             if not self.errored:
                 self.telemetry.ended(request_id, answered=answered)
+
+    async def _tried(self, params: SamplingParams, exchange: Exchange | None) -> Constraint | None:
+        """What a request is held to, tried before the engine gets it; a refusal is its exchange's answer."""
+        if params.structured_outputs is None or self.grammars is None:
+            return None
+        body = {} if exchange is None else exchange.scope.get("state", {}).get("body", {})
+        path = next((constraint.path for constraint in stated(body)), "tools" if body.get("tools") else "")
+        try:
+            constraint = final(params.structured_outputs, path, whitespace=self.grammars.whitespace)
+            await hold([] if constraint is None else [constraint], self.grammars)
+        except ApiError as refusal:
+            if exchange is not None:
+                exchange.interrupt(refusal)
+            raise ValueError(refusal.message) from None
+        return constraint
+
+    def _refuse_failed(self, output: RequestOutput, constraint: Constraint | None, exchange: Exchange | None) -> None:
+        """Say whose fault it is when the engine gives a grammar up, and do not give it one again."""
+        if constraint is None or exchange is None or all(part.finish_reason != "error" for part in output.outputs):
+            return
+        exchange.interrupt(GrammarStopped(constraint.path))
+        if self.grammars is not None:
+            self.grammars.refuse(constraint.kind, constraint.text)
 
     def waits(self, request_id: str) -> bool:
         """Whether a request that the engine was given has no token yet; of several answers, whether one has none."""
@@ -80,6 +110,18 @@ class ObservedLLM(AsyncLLM):
         only_one = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, **options)
         async for _ in self.generate({"prompt_token_ids": [0, 0]}, only_one, PROBE):
             pass
+
+
+def _held_from_start(exchange: Exchange, asked: bool | None) -> bool | None:
+    """Whether a grammar holds from the first token, whatever the reasoning parser sees; `None` leaves it to that.
+
+    Completions have no reasoning. A chat that is not to show it still has it: vLLM would hold it to the grammar, and
+    then take the answer for reasoning.
+    """
+    if exchange.scope.get("path") == "/v1/completions":
+        return True
+    body = exchange.scope.get("state", {}).get("body") or {}
+    return None if body.get("include_reasoning") is False else asked
 
 
 class StepLogger(StatLoggerBase):

@@ -3,6 +3,8 @@
 
 from typing import TYPE_CHECKING
 
+from aerie.server.front_settings import LimitSettings
+from aerie.server.grammars.checker import GrammarChecker
 from aerie.server.rules.facts import Facts
 from aerie.server.shapes import Shape, Shapes
 
@@ -45,4 +47,20 @@ def read_facts(client: "AsyncLLM") -> Facts:
         speculative=config.speculative_config is not None,
         control_tokens=tuple(tokenizer.all_special_tokens) if tokenizer is not None else (),
         xgrammar=config.structured_outputs_config.backend == "xgrammar",
+    )
+
+
+def grammar_checker(client: "AsyncLLM", limits: LimitSettings) -> GrammarChecker:
+    """What tries grammars as the engine compiles them: with its vocabulary and whitespace. Takes up to a second."""
+    from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
+
+    config = client.vllm_config
+    size = config.model_config.get_vocab_size()
+    backend = XgrammarBackend(config, tokenizer=client.tokenizer, vocab_size=size)
+    vocabulary = backend.compiler.compile_regex("a").tokenizer_info.serialize_json()
+    return GrammarChecker(
+        vocabulary,
+        whitespace=not config.structured_outputs_config.disable_any_whitespace,
+        seconds=limits.grammar_seconds,
+        memory=limits.grammar_memory,
     )

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a request may say to the engine."""
 
-import asyncio
 import json
 from typing import Any
 
@@ -9,9 +8,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aerie.server.errors import ApiError, answer
 from aerie.server.front_settings import LimitSettings
+from aerie.server.grammars.constraints import Checker, hold, stated
 from aerie.server.keys import Salts
 from aerie.server.rules.check import ask_for_usage, check_body, salt_cache
-from aerie.server.rules.endings import check_endings, constraints
 from aerie.server.rules.facts import Facts
 
 FRAMING_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
@@ -24,10 +23,20 @@ class RequestRules:
     Works on the object that `JsonBody` left in `scope["state"]["body"]`, and passes that on.
     """
 
-    def __init__(self, app: ASGIApp, facts: Facts, limits: LimitSettings, *, stream_usage: bool = False) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        facts: Facts,
+        limits: LimitSettings,
+        *,
+        grammars: Checker | None = None,
+        stream_usage: bool = False,
+    ) -> None:
+        """`grammars` tries the grammars of requests, where xgrammar compiles them."""
         self.app = app
         self.facts = facts
         self.limits = limits
+        self.grammars = grammars
         self.stream_usage = stream_usage
         self.salts = Salts()
 
@@ -38,8 +47,8 @@ class RequestRules:
         if scope["type"] == "http" and "body" in state and route in self.facts.shapes:
             try:
                 check_body(state["body"], route, self.facts, self.limits)
-                if self.facts.xgrammar and (held := constraints(state["body"])):
-                    await asyncio.to_thread(check_endings, held)
+                if self.grammars is not None:
+                    await hold(stated(state["body"]), self.grammars)
                 salt_cache(state["body"], route, state.get("key"), self.facts, self.salts)
                 if self.stream_usage:
                     ask_for_usage(state["body"], route)

@@ -27,7 +27,7 @@ def check_body(body: dict[str, Any], route: str, facts: Facts, limits: LimitSett
     check_fields(body, route, facts.shapes[route], ignore=limits.unknown_fields == "ignore")
     check_sampling(body, facts, limits)
     check_messages(body, facts, limits)
-    check_grammars(body, limits)
+    check_grammars(body, limits, xgrammar=facts.xgrammar)
 
 
 def salt_cache(body: dict[str, Any], route: str, key: str | None, facts: Facts, salts: Salts) -> None:

@@ -8,10 +8,15 @@ from typing import Any
 
 from aerie.server.front_settings import LimitSettings
 from aerie.server.refusals import BadRequest
-from aerie.server.rules.json_schema import MOST_COUNTED, bound_by_patterns, check_document
+from aerie.server.rules.exact_schema import make_exact
+from aerie.server.rules.json_schema import MOST_COUNTED, check_document
 from aerie.server.strict_json import member, parse
 
-COUNTED = re.compile(r"\{(\d*)(?:,(\d*))?\}")
+COUNTED = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")
+LITERALS = re.compile(r'"(?:\\.|[^"\\\n])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', re.DOTALL)
+"""What may hold braces in a grammar that count nothing: text, classes of characters, comments."""
+RULE = re.compile(r"(?=^\s*[A-Za-z_]\w*\s*:)", re.MULTILINE)
+"""Where a rule begins, as `name ::=` or `name:`."""
 COUNTS = (
     "minLength",
     "maxLength",
@@ -31,8 +36,8 @@ FORMATS = (
 """Where the schemas of answers stand."""
 
 
-def check_grammars(body: dict[str, Any], limits: LimitSettings) -> None:
-    """Everything in a request that a grammar is compiled from; an answer's schema says lengths as patterns afterwards.
+def check_grammars(body: dict[str, Any], limits: LimitSettings, *, xgrammar: bool = True) -> None:
+    """Everything in a request that a grammar is compiled from; an answer's schema is said as xgrammar holds to it.
 
     Raises:
         BadRequest: it is longer, deeper or larger than it may be.
@@ -44,7 +49,8 @@ def check_grammars(body: dict[str, Any], limits: LimitSettings) -> None:
         _check_schema(schema, path, limits)
     for owner, key, path in _answers(body):
         owner[key] = _document(owner[key], path, limits)
-        bound_by_patterns(owner[key])
+        if xgrammar:
+            make_exact(owner[key], path)
     for path, schema in _tools(body):  # which the model reads too: they stay as they were written
         _document(schema, path, limits)
     constraint = body.get("structured_outputs") or {}
@@ -53,10 +59,26 @@ def check_grammars(body: dict[str, Any], limits: LimitSettings) -> None:
     _check_enum(constraint.get("choice"), "structured_outputs.choice", limits)
     for name in ("grammar", "structural_tag", "choice"):
         _check_size(constraint.get(name), f"structured_outputs.{name}", limits)
+    _check_rules(constraint.get("grammar"), "structured_outputs.grammar", limits)
+    _follow_tools(body)
     if isinstance(tag := constraint.get("structural_tag"), str):
         _check_schema(
             _parsed(tag, "structured_outputs.structural_tag", limits), "structured_outputs.structural_tag", limits
         )
+
+
+def _follow_tools(body: dict[str, Any]) -> None:
+    """A call that a client demands follows its tool's schema, unless the tool says `strict` itself.
+
+    vLLM constrains the arguments of strict tools alone where a parser of tools has a form of its own.
+    """
+    choice = body.get("tool_choice")
+    if choice != "required" and not isinstance(choice, dict):
+        return
+    for tool in body.get("tools") or []:
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if isinstance(function, dict) and "name" in function and function.get("strict") is None:
+            function["strict"] = True
 
 
 def _schemas(body: dict[str, Any]) -> Iterator[tuple[str, object]]:
@@ -135,8 +157,9 @@ def _check_node(node: object, path: str, limits: LimitSettings, depth_left: int)
             _check_enum(inner, where, limits)
         elif key == "pattern":
             _check_regex(inner, where, limits, MOST_COUNTED)
-        elif key == "regex":
-            _check_regex(inner, where, limits)
+        elif key == "regex" or (key == "grammar" and node.get("type") == "grammar"):
+            check = _check_regex if key == "regex" else _check_rules
+            check(inner, where, limits)
         elif key in COUNTS and isinstance(inner, int | float) and inner > limits.max_repeats:
             raise BadRequest(where, f"{where} must be {limits.max_repeats} at most.")
         elif key == "patternProperties" and isinstance(inner, dict):
@@ -161,7 +184,18 @@ def _check_regex(pattern: object, path: str, limits: LimitSettings, most_counted
         return
     if len(pattern) > limits.max_regex_chars:
         raise BadRequest(path, f"{path} must be {limits.max_regex_chars} characters long at most.")
-    # Counted repetitions inside each other multiply: `(a{99}){99}` is 9801 states.
+    _check_counts(pattern, path, limits, most_counted)
+
+
+def _check_rules(grammar: object, path: str, limits: LimitSettings) -> None:
+    """Counts in EBNF or Lark, rule by rule."""
+    if isinstance(grammar, str):
+        for rule in RULE.split(LITERALS.sub("", grammar)):
+            _check_counts(rule, path, limits)
+
+
+def _check_counts(pattern: str, path: str, limits: LimitSettings, most_counted: int | None = None) -> None:
+    """Counted repetitions inside each other multiply: `(a{99}){99}` is 9801 states."""
     product = 1
     for low, high in COUNTED.findall(pattern):
         most = max([1, *(int(number[:9]) for number in (low, high) if number)])

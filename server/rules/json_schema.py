@@ -32,7 +32,7 @@ def check_document(schema: object, path: str) -> None:
     """
     if not isinstance(schema, dict | bool):
         raise BadRequest(path, f"{path} must be an object.", "invalid_type")
-    for where, node in _nodes(schema, path):
+    for where, node in named_nodes(schema, path):
         types = node.get("type", [])
         for name in types if isinstance(types, list) else [types]:
             if not isinstance(name, str) or name not in TYPES:
@@ -48,7 +48,7 @@ def bound_by_patterns(schema: object) -> None:
     issue 800): a tab is enough, and a finished answer is of no use. With a pattern it does not. Both forms allow no
     escapes.
     """
-    for _, node in _nodes(schema, ""):
+    for _, node in named_nodes(schema, ""):
         if not {"minLength", "maxLength"} & set(node) or {"pattern", "format"} & set(node):
             continue
         low, high = node.get("minLength", 0), node.get("maxLength")
@@ -74,20 +74,20 @@ def _up_to(length: int) -> str:
     return f"{optional}{ANYTHING}{{0,{length - blocks * BLOCK}}}"
 
 
-def _nodes(schema: object, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def named_nodes(schema: object, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every schema within a schema, with its path."""
     if isinstance(schema, list):
         for index, inner in enumerate(schema):
-            yield from _nodes(inner, f"{path}[{index}]")
+            yield from named_nodes(inner, f"{path}[{index}]")
     elif isinstance(schema, dict):
         yield path, schema
         for key, inner in schema.items():
             where = member(path, key)
             if key in NAMED and isinstance(inner, dict):
                 for name, named in inner.items():
-                    yield from _nodes(named, member(where, name))
+                    yield from named_nodes(named, member(where, name))
             elif key not in DATA:
-                yield from _nodes(inner, where)
+                yield from named_nodes(inner, where)
 
 
 def _follow(document: object, node: dict[str, Any], where: str) -> None:
@@ -96,7 +96,7 @@ def _follow(document: object, node: dict[str, Any], where: str) -> None:
         if id(node) in seen:
             raise BadRequest(f"{where}.$ref", f"{where}.$ref leads back to itself.")
         seen.append(id(node))
-        target = _resolve(document, node["$ref"])
+        target = resolve(document, node["$ref"])
         if not isinstance(target, dict):
             if isinstance(target, bool):
                 return
@@ -104,7 +104,7 @@ def _follow(document: object, node: dict[str, Any], where: str) -> None:
         node = target
 
 
-def _resolve(document: object, reference: object) -> object:
+def resolve(document: object, reference: object) -> object:
     """What a JSON pointer such as `#/$defs/name` points at, or `None`."""
     if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
         return None

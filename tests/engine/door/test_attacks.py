@@ -36,6 +36,7 @@ pytestmark = pytest.mark.engine
 CONTEXT = 512
 CONNECTIONS, HEADER_SECONDS, BODY_SECONDS = 64, 5, 10
 PATIENCE = 120  # a loaded machine
+SOON = 30  # two tokens, on the same machine
 LONG: dict[str, Any] = {"prompt": "A cough", "max_tokens": 400, "ignore_eos": True, "stream": True}
 
 
@@ -46,7 +47,7 @@ def server(
     options = ["--draft", str(tiny_drafts["headwise"]), "--api-key-file", str(keys[2])]
     options += ["--max-connections", str(CONNECTIONS), "--header-seconds", str(HEADER_SECONDS)]
     options += ["--keep-alive-seconds", str(HEADER_SECONDS)]  # also of connections that say nothing at all
-    options += ["--body-seconds", str(BODY_SECONDS), "--max-queued-requests", "64"]
+    options += ["--body-seconds", str(BODY_SECONDS), "--max-queued-requests", "64", "--grammar-seconds", "1"]
     with start(*options) as started:
         started.wait_for(lambda state: state["status"] == "ready")
         yield started
@@ -232,6 +233,33 @@ def test_every_way_to_sample_beside_every_other_with_and_without_the_draft(ask: 
         length, least = int(str(body["max_tokens"])), int(str(body.get("min_tokens", 0)))
         assert answer.status_code == (200 if length >= least else 400), (body, answer.text)
         assert '"error"' not in answer.text or answer.status_code == 400, (body, answer.text)
+
+
+@pytest.mark.usefixtures("canary")
+def test_grammars_without_end_hold_up_nobody(ask: Ask, keys: Keys) -> None:
+    ambiguous = "([^x]{0,10}x?){0,100}"
+    endless = {"type": "structural_tag", "format": {"type": "grammar", "grammar": "root ::= root"}}
+    refused: list[dict[str, Any]] = [
+        *({"json": {"type": "string", "pattern": f"^{ambiguous}$", "title": str(number)}} for number in range(4)),
+        {"grammar": 'root ::= ([^x]{0,100} "x"?){0,1000}'},
+        {"grammar": 'root ::= "a"{1,1000000000}'},
+        {"structural_tag": json.dumps(endless)},
+    ]
+    # With few tokens it is matched quickly, and need not be refused.
+    attacks = [*refused, *({"regex": f"{'a' * number}{ambiguous}"} for number in range(4))]
+    body: dict[str, Any] = {"prompt": "A cough", "max_tokens": 400, "ignore_eos": True}
+    with ThreadPoolExecutor(len(attacks)) as pool:
+        answers = [pool.submit(ask, COMPLETIONS, {**body, "structured_outputs": attack}) for attack in attacks]
+        for number in range(4):
+            began = time.monotonic()
+            held = {"regex": f"[a-z]{{1,{9 + number}}}"} if number % 2 else None
+            answer = ask(COMPLETIONS, {"prompt": "x", "max_tokens": 2, "structured_outputs": held}, keys[1])
+            assert answer.status_code == 200
+            assert time.monotonic() - began < SOON
+        errors = [answer.result().json().get("error") for answer in answers]
+    for attack, error in zip(refused, errors, strict=False):
+        assert error["param"] == f"structured_outputs.{next(iter(attack))}"
+    assert all(error is None or error["code"] == "invalid_grammar" for error in errors[len(refused) :])
 
 
 @pytest.mark.usefixtures("canary")

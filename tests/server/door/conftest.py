@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The application of `aerie serve` over an echo in the place of vLLM, with the rules of an engine of 100 tokens."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -11,8 +12,10 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 from tests.server.door.wire import Serve, served
+from xgrammar import TokenizerInfo
 
 from aerie.server.app import create_app
+from aerie.server.grammars.verdict import Kind, Verdict
 from aerie.server.house import House
 from aerie.server.middleware.request_rules import RequestRules
 from aerie.server.middleware.scrub import Scrub
@@ -21,6 +24,21 @@ from aerie.server.rules.facts import Facts
 from aerie.server.settings import ServeSettings
 from aerie.server.shapes import Shape
 from aerie.server.vllm_facts import request_shapes
+
+VOCABULARY, CONTEXT = 100, 512
+
+
+class TriedHere:
+    """Tries grammars over single bytes, in this process."""
+
+    async def check(self, kind: Kind, text: str) -> Verdict:
+        """What came of it."""
+        from aerie.server.grammars.trial import judge
+
+        return await asyncio.to_thread(
+            judge, kind, text, TokenizerInfo([bytes([byte]) for byte in range(256)]), whitespace=False
+        )
+
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 VOCABULARY, CONTEXT = 100, 512
@@ -52,7 +70,8 @@ def application() -> Callable[..., Application]:
         house.occupancy.capacity = Capacity(sequences=8, tokens=1 << 20, longest=CONTEXT)
         app = create_app(chosen, house)
         known = facts or Facts(shapes={}, vocabulary=VOCABULARY, context=CONTEXT, speculative=False)
-        rules = RequestRules(inner, known, chosen, stream_usage=chosen.stream_usage)
+        grammars = TriedHere() if known.xgrammar else None
+        rules = RequestRules(inner, known, chosen, grammars=grammars, stream_usage=chosen.stream_usage)
         house.readiness.open(Scrub(rules), lambda: False)
         return app
 

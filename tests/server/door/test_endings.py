@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grammars, schemas and regular expressions that leave the engine without a token to choose."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
+from aerie.server.grammars.productive import endless_rule
 from aerie.server.rules.facts import Facts
-from aerie.server.rules.productive import endless_rule
 
 CHAT = "/v1/chat/completions"
 TURN = {"role": "user", "content": "Good morning."}
@@ -35,6 +36,10 @@ LETTERS = "\n".join(f'{letter} ::= "{letter}"' for letter in "bcde")
 NOTHING = r"[^\s\S]"
 
 
+def tag(grammar: str) -> str:
+    return json.dumps({"type": "structural_tag", "format": {"type": "grammar", "grammar": grammar}})
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -44,6 +49,8 @@ NOTHING = r"[^\s\S]"
         ({"structured_outputs": {"grammar": "start: start"}}, "structured_outputs.grammar"),
         ({"structured_outputs": {"regex": NOTHING}}, "structured_outputs.regex"),
         ({"structured_outputs": {"regex": f"(a{NOTHING}|b)+"}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"structural_tag": tag("root ::= root")}}, "structured_outputs.structural_tag"),
+        ({"response_format": json.loads(tag("root ::= root"))}, "response_format"),
         ({"structured_outputs": {"json": schema(NOTHING)}}, "structured_outputs.json"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema(NOTHING)}}},

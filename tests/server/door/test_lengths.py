@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lengths in the schemas of answers: a pattern says them, and means the same but for control characters."""
+"""Lengths and whitespace in schemas, of answers and of tools' calls."""
 
 import json
 import re
@@ -9,7 +9,10 @@ from typing import Any
 import httpx
 import pytest
 import xgrammar
+from vllm.sampling_params import StructuredOutputsParams
 
+from aerie.server.grammars.constraints import final
+from aerie.server.refusals import BadRequest
 from aerie.server.rules.facts import Facts
 from aerie.server.rules.json_schema import bound_by_patterns
 
@@ -73,18 +76,63 @@ def test_the_rest_is_left_alone(schema: dict[str, Any]) -> None:
     assert schema == kept
 
 
-async def test_it_is_done_to_the_schemas_of_answers_only(
+async def test_schemas_of_answers_keep_their_lengths(
     client: Callable[..., httpx.AsyncClient], facts: Callable[..., Facts]
 ) -> None:
-    bounded = {"properties": {"a": {"items": {"type": "string", "maxLength": 8}}}}
-    told = {"properties": {"a": {"items": {"type": "string", "pattern": r"^[\s\S]{0,8}$"}}}}
+    """The engine keeps control characters out of answers that are JSON as a whole."""
+    text = {"type": "string", "maxLength": 10_000}
+    bounded = {"type": "object", "properties": {"a": {"type": "array", "items": text}}}
     tool = {"type": "function", "function": {"name": "f", "parameters": bounded}}
     async with client(facts=facts()) as http:
         for given in (bounded, json.dumps(bounded)):
             body = {"messages": [TURN], "structured_outputs": {"json": given}}
-            assert (await http.post(CHAT, json=body)).json()["body"]["structured_outputs"]["json"] == told
-        form = {"type": "json_schema", "json_schema": {"name": "a", "schema": bounded}}
-        answer = await http.post(CHAT, json={"messages": [TURN], "response_format": form})
-        assert answer.json()["body"]["response_format"]["json_schema"]["schema"] == told
+            assert (await http.post(CHAT, json=body)).json()["body"]["structured_outputs"]["json"] == bounded
         kept = {"messages": [TURN], "tools": [tool]}
         assert (await http.post(CHAT, json=kept)).json()["body"] == kept
+
+
+@pytest.mark.parametrize("whitespace", [False, True])
+def test_schemas_of_tools_calls_say_lengths_as_patterns_and_bound_whitespace(*, whitespace: bool) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 8}}}
+    content: dict[str, Any] = {"type": "json_schema", "json_schema": schema}
+    tag = {
+        "format": {
+            "type": "triggered_tags",
+            "triggers": ["<call>"],
+            "tags": [{"type": "tag", "begin": "<call>", "content": content, "end": "</call>"}],
+        },
+        "type": "structural_tag",
+    }
+    held = StructuredOutputsParams(structural_tag=json.dumps(tag))
+    constraint = final(held, "tools", whitespace=whitespace)
+    assert constraint is not None
+    assert (constraint.path, constraint.kind, constraint.text) == ("tools", "tag", held.structural_tag)
+    prepared = json.loads(constraint.text)["format"]["tags"][0]["content"]
+    assert prepared["json_schema"]["properties"]["a"]["pattern"] == r"^[\s\S]{0,8}$"
+    assert prepared.get("max_whitespace_cnt") == (None if whitespace else 1)
+
+
+@pytest.mark.parametrize("schema", [{"type": "string", "not": {}, "if": {"const": 1}}, {"type": "text"}])
+def test_schemas_of_tools_calls_are_held_to_the_same_rules(schema: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        final(StructuredOutputsParams(json=schema), "tools", whitespace=False)
+    assert str(refusal.value.param).startswith("tools.")
+
+
+@pytest.mark.parametrize(
+    ("choice", "strict", "followed"),
+    [("required", None, True), ({"type": "function", "function": {"name": "f"}}, None, True),
+     ("required", False, False), ("auto", None, None)],
+)  # fmt: skip
+async def test_a_call_that_is_demanded_follows_its_tool_s_schema(
+    client: Callable[..., httpx.AsyncClient],
+    facts: Callable[..., Facts],
+    choice: object,
+    strict: bool | None,
+    followed: bool | None,
+) -> None:
+    function = {"name": "f", "parameters": {"type": "object"}, **({} if strict is None else {"strict": strict})}
+    async with client(facts=facts()) as http:
+        body = {"messages": [TURN], "tools": [{"type": "function", "function": function}], "tool_choice": choice}
+        answer = (await http.post(CHAT, json=body)).json()["body"]
+    assert answer["tools"][0]["function"].get("strict") == followed

@@ -187,15 +187,15 @@ SCHEMAS: list[Any] = [
     {"enum": [str(index) for index in range(1001)]},
     {"properties": {"a": {"items": {"enum": list(range(1001))}}}},
     {"type": "string", "pattern": "a" * 1001},
-    {"type": "string", "pattern": "(a{100}){100}"},
+    {"type": "string", "pattern": "(a{101}){100}"},
     {"type": "string", "pattern": "a{1,129}"},
     {"type": "string", "pattern": "a{1,100000000000000000000}"},
-    {"patternProperties": {"a{2000}": {}}},
+    {"patternProperties": {"a{20000}": {}}},
     {"patternProperties": {"a{129}": {}}},
     {"type": "string", "maxLength": 10**9},
     {"type": "array", "minItems": 10**9},
     {"description": "x" * (64 << 10)},
-    {"anyOf": [{"maxItems": 1001}]},
+    {"anyOf": [{"maxItems": 10_001}]},
 ]
 
 
@@ -258,6 +258,9 @@ async def test_schemas_may_recur_and_name_members_like_keywords(client: Client, 
     [
         ({"regex": "a" * 1001}, "structured_outputs.regex"),
         ({"regex": "((a{40}){40}){40}"}, "structured_outputs.regex"),
+        ({"grammar": 'root ::= "a"{1,1000000000}'}, "structured_outputs.grammar"),
+        ({"grammar": 'root ::= ([^x]{0,1000} "x"?){0, 1000}'}, "structured_outputs.grammar"),
+        ({"grammar": 'start: "b"\n_a: (["{"]{3,200} ","){51}'}, "structured_outputs.grammar"),
         ({"choice": ["a"] * 1001}, "structured_outputs.choice"),
         ({"choice": ["a" * (65 << 10)]}, "structured_outputs.choice"),
         ({"grammar": "a" * (65 << 10)}, "structured_outputs.grammar"),
