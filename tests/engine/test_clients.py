@@ -184,6 +184,29 @@ async def test_structured_answers_and_tools(gpt: Either) -> None:
     assert completion.choices[0].finish_reason == "tool_calls"
 
 
+async def test_a_demanded_call_follows_its_tool_s_schema_though_the_tool_is_not_strict(gpt: Either) -> None:
+    ask = {"model": MODEL, "messages": [TURN], "max_tokens": MANY_TOKENS, "temperature": 1, "seed": 1}
+    answer = {"type": "object", "properties": {"days": {"enum": [1, 2]}}, "required": ["days"]}
+    tool = {"type": "function", "function": {"name": "tell", "parameters": answer}}
+    for choice in ("required", {"type": "function", "function": {"name": "tell"}}):
+        completion = await got(gpt.chat.completions.create(**ask, tools=[tool], tool_choice=choice))
+        (call, *_) = completion.choices[0].message.tool_calls
+        assert json.loads(call.function.arguments) in ({"days": 1}, {"days": 2})
+
+
+async def test_a_grammar_holds_where_there_is_no_thinking_or_none_is_shown(gpt: Either) -> None:
+    held: dict[str, Any] = {"structured_outputs": {"choice": ["yes", "no"]}}
+    ask = {"model": MODEL, "max_tokens": MANY_TOKENS, "temperature": 1, "seed": 1}
+    completion = await got(gpt.completions.create(**ask, prompt="A cough", extra_body=held))
+    assert completion.choices[0].text in {"yes", "no"}
+    held |= {"include_reasoning": False, "thinking_token_budget": 8, "chat_template_kwargs": {"enable_thinking": True}}
+    held |= {"add_generation_prompt": False, "continue_final_message": True}
+    messages = [TURN, {"role": "assistant", "content": "<think>"}]
+    message = (await got(gpt.chat.completions.create(**ask, messages=messages, extra_body=held))).choices[0].message
+    assert message.content.strip() in {"yes", "no"}
+    assert getattr(message, "reasoning", None) is None
+
+
 async def test_thinking_is_told_apart(gpt: Either) -> None:
     thinking = {"chat_template_kwargs": {"enable_thinking": True}, "thinking_token_budget": 8}
     begun = {"add_generation_prompt": False, "continue_final_message": True}
