@@ -90,7 +90,8 @@ class GrammarChecker:
         process = await self._started()
         self._number += 1
         number = self._number
-        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
         try:
             async with asyncio.timeout(WALL_FACTOR * seconds + WALL_SECONDS):
                 await self._write(process, json.dumps([number, kind, text, seconds]).encode() + b"\n")

@@ -26,9 +26,11 @@ from xgrammar import (
 from aerie.server.grammars.productive import endless_rule
 from aerie.server.grammars.verdict import Kind, Verdict
 
-SLOW_STEP_SECONDS = 0.2
+SLOW_STEP_SECONDS = 0.1
 """CPU time of a step, mask and token together, beyond which a grammar is refused. Others wait for it."""
 WALKS, STEPS = 6, 32
+WALK_SECONDS = 2.0
+"""CPU time for all walks; what has shown nothing by then is fine."""
 Masks = NDArray[np.bool_]
 
 
@@ -84,6 +86,7 @@ def slowest_step(compiled: CompiledGrammar) -> float:
     sizes = np.array([len(token) for token in compiled.tokenizer_info.decoded_vocab])
     chance = random.Random(0)
     slowest = 0.0
+    end = time.process_time() + WALK_SECONDS
     for walk in range(WALKS):
         matcher = GrammarMatcher(compiled)
         stop = set(matcher.stop_token_ids)
@@ -92,14 +95,14 @@ def slowest_step(compiled: CompiledGrammar) -> float:
             seconds, allowed = _step(matcher, len(sizes))
             slowest = max(slowest, seconds)
             choice = [int(token) for token in np.flatnonzero(allowed) if token not in stop]
-            if slowest > SLOW_STEP_SECONDS or not choice:
+            if slowest > SLOW_STEP_SECONDS or time.process_time() > end:
+                return slowest
+            if not choice:
                 break
             last = _next(walk, choice, last, sizes, chance)
             began = time.process_time()
             matcher.accept_token(last)
             slowest = max(slowest, time.process_time() - began)
-        if slowest > SLOW_STEP_SECONDS:
-            break
     return slowest
 
 

@@ -123,7 +123,12 @@ def test_statistics_and_usage_are_on_by_default(make_checkpoint: MakeCheckpoint)
 
 def test_one_compiler_of_grammars_unless_another_is_named(make_checkpoint: MakeCheckpoint) -> None:
     model = str(make_checkpoint())
-    assert engine_flags(make_plan(settings(model=model)))["--structured-outputs-config"] == {"backend": "xgrammar"}
+    assert engine_flags(make_plan(settings(model=model)))["--structured-outputs-config"] == {
+        "backend": "xgrammar",
+        "disable_any_whitespace": True,
+    }
+    free = engine_flags(make_plan(settings(model=model, json_whitespace="any")))
+    assert not free["--structured-outputs-config"]["disable_any_whitespace"]
     for name, value in (
         ("structured_outputs_config", {"backend": "guidance"}),
         ("structured-outputs-config.backend", "x"),
