@@ -146,7 +146,7 @@ class BoundedXgrammar(XgrammarBackend):
 
     def __post_init__(self) -> None:
         """Find the tokens that JSON can do without."""
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]  # vLLM's has no annotations
         vocabulary = self.compiler.compile_regex("a").tokenizer_info.decoded_vocab
         bits = torch.zeros(-(-self.vocab_size // BITS) * BITS, dtype=torch.bool)
         bits[: self.vocab_size] = True

@@ -56,7 +56,7 @@ def grammar_checker(client: "AsyncLLM", limits: LimitSettings) -> GrammarChecker
 
     config = client.vllm_config
     size = config.model_config.get_vocab_size()
-    backend = XgrammarBackend(config, tokenizer=client.tokenizer, vocab_size=size)
+    backend = XgrammarBackend(config, tokenizer=client.get_tokenizer(), vocab_size=size)
     vocabulary = backend.compiler.compile_regex("a").tokenizer_info.serialize_json()
     return GrammarChecker(
         vocabulary,

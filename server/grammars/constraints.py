@@ -54,8 +54,8 @@ def stated(body: dict[str, Any]) -> list[Constraint]:
     """What a body states itself, before vLLM reads it; the schemas of tools are not."""
     held = body.get("structured_outputs") or {}
     stated_there = [
-        Constraint("structured_outputs.regex", "regex", held.get("regex")),
-        Constraint("structured_outputs.grammar", _syntax(held.get("grammar")), held.get("grammar")),
+        Constraint("structured_outputs.regex", "regex", _text(held.get("regex"))),
+        Constraint("structured_outputs.grammar", _syntax(held.get("grammar")), _text(held.get("grammar"))),
         Constraint("structured_outputs.structural_tag", "tag", _text(held.get("structural_tag"))),
         Constraint("structured_outputs.choice", "ebnf", _choice(held.get("choice"))),
         *(Constraint(path, "json", _text(schema)) for path, schema in answer_schemas(body)),
@@ -124,18 +124,12 @@ def _schemas_of_tag(node: object, *, whitespace: bool) -> Iterator[object]:
         for inner in node:
             yield from _schemas_of_tag(inner, whitespace=whitespace)
     elif isinstance(node, dict):
-        if "json_schema" in node and node.get("type") != "const_string":
-            if not whitespace and node.get("max_whitespace_cnt") is None:
-                node["max_whitespace_cnt"] = 1
-            yield node["json_schema"]
-        elif "begin" in node and "schema" in node:
-            yield node["schema"]
-        else:
-            for inner in node.values():
-                yield from _schemas_of_tag(inner, whitespace=whitespace)
-            return
+        if "json_schema" in node and not whitespace and node.get("style", "json") == "json":
+            node.setdefault("max_whitespace_cnt", 1)
         for key, inner in node.items():
-            if key not in ("json_schema", "schema"):
+            if key == "json_schema" or (key == "schema" and "begin" in node):
+                yield inner
+            else:
                 yield from _schemas_of_tag(inner, whitespace=whitespace)
 
 

@@ -122,7 +122,7 @@ def _step(matcher: GrammarMatcher, size: int) -> tuple[float, Masks]:
 
 def _next(walk: int, choice: Sequence[int], last: int | None, sizes: NDArray[np.int_], chance: random.Random) -> int:
     """The next token of a walk: the same again, the longest, the first, or any."""
-    if walk == 0 and last in choice:
+    if walk == 0 and last is not None and last in choice:
         return last
     if walk == 1:
         return max(choice, key=lambda token: int(sizes[token]))

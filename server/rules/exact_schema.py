@@ -94,8 +94,8 @@ def _merge_siblings(node: Schema, where: str, merged: Callable[[Iterable[object]
         if not beside and len(branches) == 1:
             node["allOf"] = branches
             return
-    if "$ref" in node and (beside := sorted(ASSERTIONS & set(node) - {"$ref"})):
-        raise _no_effect(f"{where}.{beside[0]}", "$ref")
+    if "$ref" in node and (dropped := sorted(ASSERTIONS & set(node) - {"$ref"})):
+        raise _no_effect(f"{where}.{dropped[0]}", "$ref")
 
 
 def _followed(document: object, schema: object, where: str) -> Schema:
