@@ -125,7 +125,7 @@ def _schemas_of_tag(node: object, *, whitespace: bool) -> Iterator[object]:
             yield from _schemas_of_tag(inner, whitespace=whitespace)
     elif isinstance(node, dict):
         if "json_schema" in node and not whitespace and node.get("style", "json") == "json":
-            node.setdefault("max_whitespace_cnt", 1)
+            node["max_whitespace_cnt"] = node.get("max_whitespace_cnt") or 1
         for key, inner in node.items():
             if key == "json_schema" or (key == "schema" and "begin" in node):
                 yield inner
