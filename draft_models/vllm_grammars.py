@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WATCHED_SECONDS = 0.001
 """After a call of so much CPU time, further ones of the request run in a thread."""
-LONGEST_SECONDS = 2.0
+LONGEST_SECONDS = 1.0
 """Most CPU time of a call, and of all calls of a request beyond what each of its tokens may take."""
 TOKEN_SECONDS = 0.05
 JSON = frozenset({StructuredOutputOptions.JSON, StructuredOutputOptions.JSON_OBJECT})
