@@ -33,11 +33,13 @@ def check(plan: Plan) -> None:
     check_length(plan)
     check_parallel(plan)
     check_backends(plan)
+    check_tokenizer(plan)
     check_int4(plan, "--model", plan.model)
     if plan.draft is not None:
         check_draft(plan, plan.draft)
         check_int4(plan, "--draft", plan.draft)
         check_lm_heads(plan, plan.draft)
+        check_pipeline(plan)
 
 
 def check_int4(plan: Plan, option: str, folder: Path) -> None:
@@ -101,13 +103,45 @@ def check_plugin() -> None:
 
 
 def check_length(plan: Plan) -> None:
-    """`--max-model-len` cannot exceed the positions that the model was built for."""
+    """`--max-model-len` cannot exceed the positions that the model was built for; of stretched ones vLLM judges."""
     longest = text_config(plan.model_config).get("max_position_embeddings")
     asked = plan.settings.max_model_len
+    if _vllm_option(plan, "hf_overrides") is not None or _stretches(text_config(plan.model_config)):
+        return
     if asked is not None and isinstance(longest, int) and asked > longest:
         raise BadOption(
             "--max-model-len", f"the model has {longest} positions, not {asked}", f"choose {longest} or less"
         )
+
+
+def _stretches(config: dict[str, Any]) -> bool:
+    """Whether positions are scaled, as YaRN does."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    inner = rope.values() if isinstance(rope, dict) else ()
+    return any("factor" in one for one in (rope, *inner) if isinstance(one, dict))
+
+
+def _vllm_option(plan: Plan, option: str) -> object:
+    """The value of an option of vLLM's, as it was given; `None` where it was not."""
+    return next((value for name, value in plan.settings.engine_options.items() if base(name) == option), None)
+
+
+def check_tokenizer(plan: Plan) -> None:
+    """A tokenizer of vLLM's own option is read from a folder: nothing is fetched once the engine starts."""
+    tokenizer = _vllm_option(plan, "tokenizer")
+    if tokenizer is not None and not Path(str(tokenizer)).is_dir():
+        raise BadOption("--tokenizer", f"{tokenizer} is not a folder", "name the folder that holds tokenizer.json")
+
+
+def check_pipeline(plan: Plan) -> None:
+    """An EAGLE-3 head eats hidden states of layers that other stages have, which vLLM's CPU runner does not hand on.
+
+    Its GPU runner does, and refuses the models that cannot. Read in 0.32.0, `v1/worker/gpu_model_runner.py`.
+    """
+    stages = _vllm_option(plan, "pipeline_parallel_size")
+    if plan.device == "cpu" and stages not in (None, 1, "1"):
+        problem = "vLLM hands no hidden states from one stage to another on a CPU, and the draft needs them"
+        raise BadOption("--pipeline-parallel-size", problem, "choose 1, or --no-draft")
 
 
 def check_parallel(plan: Plan) -> None:

@@ -99,7 +99,9 @@ def make_plan(settings: ServeSettings) -> Plan:
         BadOption: a checkpoint is not there.
     """
     demo = settings.model == DEMO
-    model = demo_home() / "main" if demo else find_checkpoint("--model", settings.model)
+    if demo and settings.revision is not None:
+        raise BadOption("--revision", "the demo is a folder, which has none", "leave it out")
+    model = demo_home() / "main" if demo else find_checkpoint("--model", settings.model, settings.revision)
     model_config = read_config("--model", model)
     draft = find_draft(settings, model)
     on_cpu = device() == "cpu"
@@ -144,14 +146,16 @@ def find_draft(settings: ServeSettings, model: Path) -> Path | None:
     return beside if (beside / "config.json").is_file() else None
 
 
-def find_checkpoint(option: str, name: str) -> Path:
+def find_checkpoint(option: str, name: str, revision: str | None = None) -> Path:
     """The folder of a checkpoint: `name` itself, or the snapshot of a Hugging Face repository or of a folder in one.
 
     Raises:
-        BadOption: there is neither.
+        BadOption: there is neither, or a folder with a revision.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise BadOption("--revision", f"{name} is a folder, which has none", "leave it out")
         return folder.resolve()
     hub = HUB_NAME.fullmatch(name)
     if folder.exists() or hub is None:
@@ -162,9 +166,10 @@ def find_checkpoint(option: str, name: str) -> Path:
     repository, within = hub[1], hub[2].lstrip("/")
     patterns = [str(Path(within) / kind) for kind in ("*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer*")]
     try:
-        return Path(snapshot_download(repository, allow_patterns=patterns, etag_timeout=5)) / within
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, etag_timeout=5)) / within
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
-        problem = f"{name} is neither a folder nor a repository that can be fetched"
+        at = "" if revision is None else f" at {revision}"
+        problem = f"{name}{at} is neither a folder nor a repository that can be fetched"
         raise BadOption(option, problem, "name a folder, or a public name while online") from None
 
 
@@ -203,6 +208,17 @@ def reasoning_parser(asked: str, model: Path, config: dict[str, Any]) -> str | N
     """The name in vLLM of the parser that separates thinking from the answer."""
     if asked != AUTO:
         return None if asked == NONE else asked
-    template = model / "chat_template.jinja"
-    text = template.read_text(encoding="utf-8") if template.is_file() else ""
-    return "qwen3" if str(config.get("model_type", "")).startswith("qwen3") and "<think>" in text else None
+    if not str(config.get("model_type", "")).startswith("qwen3"):
+        return None
+    return "qwen3" if "<think>" in chat_template(model) else None
+
+
+def chat_template(model: Path) -> str:
+    """The model's chat template: a file of its own or, by older versions of transformers, a part of another."""
+    template, tokenizer = model / "chat_template.jinja", model / "tokenizer_config.json"
+    if template.is_file():
+        return template.read_text(encoding="utf-8")
+    try:
+        return str(json.loads(tokenizer.read_text(encoding="utf-8")).get("chat_template", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""  # there is none, or what is damaged is refused with the checkpoint

@@ -27,6 +27,9 @@ class ServeSettings(LimitSettings, TlsSettings, AccessSettings):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     model: Name = option("Model", DEMO, "Folder or Hugging Face name of the main model; `demo` is the shipped one.")
+    revision: Name | None = option(
+        "Model", None, "Branch, tag or commit of a `--model` on the Hugging Face hub.", default_text="its main branch"
+    )
     draft: Name = option(
         "Model",
         AUTO,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Step times of `aerie tune`: a watch over a real server's counters, and steps of any length on a clock of their own."""
+"""Step times of `aerie tune`: a watch over a server's counters, and steps of any length on a clock of their own."""
 
 import itertools
 import threading

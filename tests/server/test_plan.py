@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +114,38 @@ def test_the_reasoning_parser(
 ) -> None:
     model = make_checkpoint(model_type=model_type, chat_template=template)
     assert make_plan(settings(model=str(model), reasoning_parser=asked)).reasoning_parser == parser
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "parser"),
+    [
+        ({"chat_template": "<think>"}, "qwen3"),
+        ({"chat_template": [{"name": "default", "template": "<think>"}]}, "qwen3"),
+        ({"chat_template": "none", "added_tokens_decoder": {"9": {"content": "<think>"}}}, None),
+        ([], None),
+    ],
+)
+def test_the_reasoning_parser_by_a_template_in_the_tokenizer_s_configuration(
+    make_checkpoint: MakeCheckpoint, tokenizer: object, parser: str | None
+) -> None:
+    model = make_checkpoint()
+    (model / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    assert make_plan(settings(model=str(model))).reasoning_parser == parser
+
+
+def test_a_revision_is_of_a_repository(monkeypatch: pytest.MonkeyPatch, make_checkpoint: MakeCheckpoint) -> None:
+    model, fetched = make_checkpoint(), dict[str, object]()
+
+    def snapshot(repository: str, **named: object) -> str:
+        fetched.update(named, repository=repository)
+        return str(model)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    make_plan(settings(model="owner/name", revision="v2"))
+    assert (fetched["repository"], fetched["revision"]) == ("owner/name", "v2")
+    for name in (str(model), "demo"):
+        with pytest.raises(BadOption, match=r"^--revision: .* is a folder"):
+            make_plan(settings(model=name, revision="v2"))
 
 
 def test_statistics_and_usage_are_on_by_default(make_checkpoint: MakeCheckpoint) -> None:

@@ -226,6 +226,26 @@ def test_more_positions_than_the_model_has(make_checkpoint: MakeCheckpoint) -> N
     assert line == "--max-model-len: the model has 512 positions, not 513; choose 512 or less"
 
 
+def test_of_stretched_positions_vllm_judges(make_checkpoint: MakeCheckpoint) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    overrides = {"hf-overrides": {"rope_parameters": yarn}}
+    stretched = {"model": str(make_checkpoint("stretched", rope_scaling=yarn))}
+    for asked in (stretched, {"model": str(make_checkpoint()), "engine_options": overrides}):
+        checks.check(make_plan(ServeSettings.model_validate({**asked, "max_model_len": 2048})))
+
+
+def test_a_head_behind_a_pipeline_on_a_cpu(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    given = {"model": str(make_checkpoint()), "draft": str(write_plain_head(tmp_path / "head"))}
+    line = refusal(**given, engine_options={"pipeline-parallel-size": "2"})
+    assert line.startswith("--pipeline-parallel-size: vLLM hands no hidden states from one stage to another on a CPU")
+    assert line.endswith("choose 1, or --no-draft")
+
+
+def test_a_tokenizer_of_the_hub(make_checkpoint: MakeCheckpoint) -> None:
+    line = refusal(model=str(make_checkpoint()), engine_options={"tokenizer": "owner/name"})
+    assert line == "--tokenizer: owner/name is not a folder; name the folder that holds tokenizer.json"
+
+
 def test_devices_that_do_not_divide_the_heads(make_checkpoint: MakeCheckpoint) -> None:
     line = refusal(model=str(make_checkpoint()), tensor_parallel_size=3)
     assert line == "--tensor-parallel-size: 3 does not divide 4 heads; choose a divisor of 4"
