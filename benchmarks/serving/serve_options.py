@@ -3,11 +3,13 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
 from aerie.server.errors import BadOption
-from aerie.server.plan import make_plan
+from aerie.server.plan import Plan, make_plan
 from aerie.server.settings import NONE, fields, flag, is_boolean
 from aerie.server.sources import load
 
@@ -30,36 +32,61 @@ def told_k(arguments: Sequence[str]) -> int | None:
     return int(value) if value.isdecimal() else None
 
 
+@dataclass(frozen=True)
+class CommandLine:
+    """Arguments of `aerie serve`, as its command line takes them apart."""
+
+    typed: dict[str, object]
+    """Values by field, as text."""
+    config: Path | None
+    of_vllm: list[str]
+
+    @classmethod
+    def read(cls, arguments: Sequence[str]) -> Self:
+        """Take them apart.
+
+        Raises:
+            BadOption: the benchmark gives one itself, or one has no value.
+        """
+        known, typed, config, left = {flag(name): name for name in fields()}, dict[str, object](), None, list(arguments)
+        of_vllm: list[str] = []
+        switches = {word: name for word, name in known.items() if is_boolean(fields()[name])}
+        while left:
+            word, equals, value = left.pop(0).partition("=")
+            if word in switches:
+                typed[switches[word]] = True
+            elif word.startswith("--no-") and (name := switches.get(word.replace("--no-", "--", 1))) is not None:
+                typed[name] = False
+            elif word == "--no-draft":
+                typed["draft"] = NONE
+            elif word in OURS:
+                raise BadOption(word, "it is given by the benchmark", "leave it out")
+            elif not word.startswith("-"):
+                raise BadOption(word, "it stands behind no option", "write it as --name=value")
+            elif word not in {*known, "--config"}:
+                of_vllm.append(word + equals + value)
+                while left and not left[0].startswith("--"):
+                    of_vllm.append(left.pop(0))
+            elif not equals and not left:
+                raise BadOption(word, "it has no value", f"give one: {word}=VALUE")
+            elif word == "--config":
+                config = Path(value if equals else left.pop(0))
+            else:
+                typed[known[word]] = value if equals else left.pop(0)
+        return cls(typed, config, of_vllm)
+
+    def plan(self, **more: object) -> Plan:
+        """What a server with these options would serve; raises BadOption."""
+        return make_plan(load({**self.typed, **more}, os.environ, self.config, self.of_vllm))
+
+
 def check(variant: str, arguments: Sequence[str]) -> None:
     """Plan the server as it would itself, in a moment, rather than have it refuse after others were started.
 
     Raises:
         BadOption: it would not start.
     """
-    known, typed, config, left = {flag(name): name for name in fields()}, dict[str, object](), None, list(arguments)
-    of_vllm: list[str] = []
-    switches = {word: name for word, name in known.items() if is_boolean(fields()[name])}
-    while left:
-        word, equals, value = left.pop(0).partition("=")
-        if word in switches:
-            typed[switches[word]] = True
-        elif word.startswith("--no-") and (name := switches.get(word.replace("--no-", "--", 1))) is not None:
-            typed[name] = False
-        elif word == "--no-draft":
-            typed["draft"] = NONE
-        elif word in OURS:
-            raise BadOption("--variant", f"{variant}: {word} is given by the benchmark", "leave it out")
-        elif word not in {*known, "--config"}:
-            of_vllm.append(word + equals + value)
-            while left and not left[0].startswith("--"):
-                of_vllm.append(left.pop(0))
-        elif not equals and not left:
-            raise BadOption("--variant", f"{variant}: {word} has no value", "give one")
-        elif word == "--config":
-            config = Path(value if equals else left.pop(0))
-        else:
-            typed[known[word]] = value if equals else left.pop(0)
     try:
-        make_plan(load(typed, os.environ, config, of_vllm))
+        CommandLine.read(arguments).plan()
     except BadOption as error:
         raise BadOption("--variant", f"{variant}: {error.option}: {error.problem}", error.fix) from error

@@ -6,7 +6,6 @@ Every point is kept below `work` when it is measured; after Ctrl-C the same comm
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from aerie.benchmarks import options
 from aerie.benchmarks.points import Points, Record
 from aerie.benchmarks.prompts import Messages, Prompt, PromptsError, held_out, read_messages, render
 from aerie.benchmarks.results_file import Provenance, ResultFile, Run
+from aerie.benchmarks.serving.serve_options import CommandLine
 from aerie.benchmarks.serving.sweep import Sweep, SweepOptions, finished_so_far, sweep
 from aerie.benchmarks.serving.variants import BASELINE, Variant
 from aerie.benchmarks.tune import prove, study, trial
@@ -27,14 +27,17 @@ from aerie.benchmarks.tune.model import LAST, Costs, rates, scheduled
 from aerie.benchmarks.tune.model import schedule as best_schedule
 from aerie.benchmarks.tune.study import SWITCHED, StudyOptions
 from aerie.benchmarks.tune.watch import TuneError
-from aerie.server.plan import Plan, make_plan
-from aerie.server.sources import load
+from aerie.server.errors import BadOption
+from aerie.server.plan import Plan
+from aerie.server.settings import flag
 from aerie.server.tuning import Predicted, Range, Setup, Tuning, default_path, describe
 
 LEAST_TOLERANCE, MOST_TOLERANCE = 0.01, 0.03
 TURN_SECONDS = 2.0
 """Of one turn of the proof, beside its load."""
 INTERRUPTED = 130
+DECIDED = {"model", "draft", "speculation", "draft_tokens", "engine_options"}
+"""Options of the servers that tuning sets itself."""
 ENVIRONMENT = ("OMP_NUM_THREADS", "VLLM_", "AERIE_INT4", "AERIE_DRAFT")
 """Variables that change step times."""
 
@@ -112,19 +115,16 @@ def plan_of(chosen: Options) -> Plan:
     """What `aerie serve` would make of the options.
 
     Raises:
-        TuneError: an option of --serve-option that has no value, or that tuning decides.
+        TuneError: an option of --serve-option that tuning decides.
         BadOption: one that cannot be served.
     """
-    typed: dict[str, object] = {"model": str(chosen.model), "draft": str(chosen.draft), "speculation": "fixed"}
-    for one in chosen.serve_options:
-        name, equals, value = one.lstrip("-").partition("=")
-        field = name.replace("-", "_")
-        if not equals or not one.startswith("--"):
-            raise TuneError(f"--serve-option {one}: write it as --name=value")
-        if field in {*typed, "draft_tokens", "engine_options", "host", "port"}:
-            raise TuneError(f"--serve-option {one}: tuning sets {name} itself; leave it out")
-        typed[field] = value
-    return make_plan(load(typed, os.environ))
+    try:
+        read = CommandLine.read(chosen.serve_options)
+    except BadOption as error:
+        raise BadOption("--serve-option", f"{error.option}: {error.problem}", error.fix) from error
+    for field in DECIDED & set(read.typed):
+        raise TuneError(f"--serve-option {flag(field)}: tuning sets it itself; leave it out")
+    return read.plan(model=str(chosen.model), draft=str(chosen.draft), speculation="fixed")
 
 
 def run(chosen: Options, tuning_path: Path | None, out: Path) -> int:

@@ -45,7 +45,7 @@ def tune(
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=8, help="Longest answer.")] = 48,
     prompts: Prompts = None,
     serve_option: Annotated[
-        list[str] | None, typer.Option("--serve-option", help="Passed to all servers, as `--name=value`.")
+        list[str] | None, typer.Option("--serve-option", help="For all servers, as `--name=value`. Repeat it.")
     ] = None,
     work: Work = Path("runs/tune"),
     seed: Annotated[int, typer.Option("--seed", help="Of the prompts.")] = 0,

@@ -86,8 +86,8 @@ def test_k_is_read_from_the_options(arguments: list[str], k: int | None) -> None
         (("a=--draft absent",), "--variant: a: --draft: absent is not a folder"),
         (("a=--draft-tokens many",), "a: --draft-tokens: 'many' is not accepted"),
         (("a=--drafts x",), "a: --drafts: no such option; did you mean --draft?"),
-        (("a=--port 1",), "a: --port is given by the benchmark"),
-        (("a=--draft",), "a: --draft has no value"),
+        (("a=--port 1",), "a: --port: it is given by the benchmark"),
+        (("a=--draft",), "a: --draft: it has no value"),
     ],
 )
 def test_variants_that_cannot_be_meant_are_refused(variants: tuple[str, ...], problem: str) -> None:

@@ -17,6 +17,7 @@ from aerie.benchmarks.tune.model import LAST, Costs, Load, between, choose, pred
 from aerie.benchmarks.tune.run import Options, chats_of, plan_of
 from aerie.benchmarks.tune.study import StudyOptions, acceptance_of, costs_of, tasks
 from aerie.benchmarks.tune.watch import TuneError
+from aerie.server.errors import BadOption
 from aerie.server.tuning import check_schedule, describe
 
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -195,11 +196,26 @@ def asked(tmp_path: Path, **changes: object) -> Options:
 
 @pytest.mark.parametrize(
     ("option", "fix"),
-    [("--dtype", "--name=value"), ("dtype=float32", "--name=value"), ("--draft-tokens=4", "leave it")],
+    [
+        ("--dtype", "--serve-option: --dtype: it has no value; give one: --dtype=VALUE"),
+        ("dtype=float32", "dtype: it stands behind no option"),
+        ("--draft-tokens=4", "--serve-option --draft-tokens: tuning sets it itself"),
+        ("--port=1", "--serve-option: --port: it is given by the benchmark"),
+        ("--root-path=/", "--root-path: vLLM's option is refused"),
+    ],
 )
 def test_options_of_the_server_that_tuning_cannot_take(tmp_path: Path, option: str, fix: str) -> None:
-    with pytest.raises(TuneError, match=f"--serve-option {option}: .*{fix}"):
+    with pytest.raises((TuneError, BadOption), match=fix):
         plan_of(asked(tmp_path, serve_options=(option,)))
+
+
+def test_switches_and_options_of_vllm_reach_the_tuned_server(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (tmp_path / "model.safetensors").touch()
+    chosen = asked(tmp_path, serve_options=("--enforce-eager", "--enable-prefix-caching", "--kv-cache-dtype=fp8"))
+    settings = plan_of(chosen).settings
+    assert settings.enforce_eager is True
+    assert settings.engine_options == {"enable-prefix-caching": True, "kv-cache-dtype": "fp8"}
 
 
 def test_a_file_of_few_prompts_is_gone_through_again_and_an_empty_one_refused(tmp_path: Path) -> None:
