@@ -64,8 +64,15 @@ class ApiError(Exception):
 
     def event(self, scope: Scope) -> bytes:
         """The same as an event of a stream that has begun; clients raise it, and nothing follows."""
-        name = b"event: error\n" if speaks_anthropic(scope["path"]) else b""
-        return name + b"data: " + json.dumps(self.body(scope)).encode() + b"\n\n"
+        body = self.body(scope)
+        named = speaks_anthropic(scope["path"])
+        if scope["path"] == "/v1/responses":
+            # OpenAI documents the fields beside `type`, and sends them within `error`, where its clients look.
+            number = scope.get("state", {}).get("sequence_number", 0)
+            told = {"code": self.code, "message": self.message, "param": self.param, "sequence_number": number}
+            body, named = {"type": "error", **told, **body}, True
+        name = b"event: error\n" if named else b""
+        return name + b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
 class Unavailable(ApiError):  # noqa: N818 - it states the fact

@@ -36,6 +36,8 @@ class Exchange:
         self.scope = scope
         self.waits: list[Callable[[], bool]] = []
         """One for each request in the engine: whether it still waits for its first token."""
+        self.cut: set[int] = set()
+        """Numbers of the choices that ended at the limit of tokens."""
         self._receive = receive
         self._send = send
         self._lost = lost
@@ -89,7 +91,7 @@ class Exchange:
         if self._end.done():
             return
         kind = message["type"]
-        streamed = self._head is not None and _is_stream(self._head)
+        streamed = self._head is not None and is_event_stream(self._head)
         failed = kind == "http.response.start" and message["status"] >= 500
         if (streamed or failed) and (error := self._lost()) is not None:
             self.interrupt(error)
@@ -110,7 +112,7 @@ class Exchange:
             async with asyncio.timeout(FAREWELL_SECONDS):
                 if not self._begun:
                     await error.response(self.scope)(self.scope, self._receive, self._send)
-                elif self._head is not None and _is_stream(self._head):
+                elif self._head is not None and is_event_stream(self._head):
                     await self._send(
                         {"type": "http.response.body", "body": error.event(self.scope), "more_body": False}
                     )
@@ -149,7 +151,8 @@ class Exchanges:
         return not self._open
 
 
-def _is_stream(head: Message) -> bool:
+def is_event_stream(head: Message) -> bool:
+    """Whether the answer that begins so is a stream of events."""
     return any(name.lower() == b"content-type" and b"text/event-stream" in value for name, value in head["headers"])
 
 

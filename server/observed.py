@@ -7,6 +7,7 @@ step. Neither is a stable interface: this file is what to read again with anothe
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import cached_property
 from typing import Any
 
 from vllm.outputs import RequestOutput
@@ -21,6 +22,8 @@ from aerie.server.grammars.checker import GrammarChecker
 from aerie.server.grammars.constraints import Constraint, GrammarStopped, final, hold, stated
 from aerie.server.progress import Step
 from aerie.server.telemetry import PROBE, Telemetry
+
+COMPLETIONS = "/v1/completions"
 
 
 class ObservedLLM(AsyncLLM):
@@ -47,6 +50,8 @@ class ObservedLLM(AsyncLLM):
             async with aclosing(super().generate(prompt, sampling_params, request_id, **options)) as outputs:
                 async for output in outputs:
                     answered = output.finished
+                    if exchange is not None:
+                        self._end(output, sampling_params, exchange)
                     if answered:
                         self._tell(output)
                         self._refuse_failed(output, constraint, exchange)
@@ -87,6 +92,28 @@ class ObservedLLM(AsyncLLM):
         states = self.output_processor.request_states
         inner = self.output_processor.external_req_ids.get(request_id, [])
         return any(states[name].is_prefilling for name in inner if name in states) if inner else True
+
+    def _end(self, output: RequestOutput, asked: SamplingParams, exchange: Exchange) -> None:
+        """Note which choices the limit of tokens cut, and take the token that ended a turn out of a chat's text.
+
+        `include_stop_str_in_output` is about stop strings. vLLM's parsers have special tokens written out, and with it
+        the end of the turn was in a stream's text.
+        """
+        for completion in output.outputs:
+            if completion.finish_reason == "length":
+                exchange.cut.add(completion.index)
+            strips = asked.include_stop_str_in_output and exchange.scope["path"] != COMPLETIONS
+            if strips and completion.finish_reason == "stop" and not isinstance(completion.stop_reason, str):
+                last = self.special_tokens.get(completion.token_ids[-1], "") if completion.token_ids else ""
+                completion.text = completion.text.removesuffix(last)
+
+    @cached_property
+    def special_tokens(self) -> dict[int, str]:
+        """Texts of the tokens that are no text."""
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            return {}
+        return dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
 
     def _tell(self, output: RequestOutput) -> None:
         for completion in output.outputs:

@@ -75,6 +75,18 @@ class NoSuchRoute(ApiError):  # noqa: N818
     message = "There is no such route."
 
 
+class NoSuchModel(ApiError):  # noqa: N818
+    """Another model than those of `/v1/models`."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+    param = "model"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The model `{name}` does not exist; GET /v1/models lists those that do.")
+
+
 class WrongMethod(ApiError):  # noqa: N818
     """A known path, asked with another method."""
 

@@ -25,6 +25,8 @@ LABELS: Final = (*OBSERVED, *GENERATING, *LISTED, OTHER)
 
 def label(path: str) -> str:
     """The path as a metric's label: one of a closed set, whatever was asked for."""
+    if path.startswith("/v1/models/"):
+        return "/v1/models"
     return path if path in LABELS else OTHER
 
 

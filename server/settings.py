@@ -134,9 +134,6 @@ class ServeSettings(LimitSettings, TlsSettings, AccessSettings):
     speculation_statistics: SpeculationStatistics = option(
         "Statistics", "summary", "What `metrics.speculative_decoding` tells in each answer; `detailed` adds each step."
     )
-    stream_usage: bool = option(
-        "Statistics", True, "End every stream with the usage chunk, which carries the speculation statistics."
-    )
 
 
 def fields() -> dict[str, FieldInfo]:

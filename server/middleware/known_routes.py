@@ -8,9 +8,11 @@ from aerie.server.page import FILES
 from aerie.server.refusals import NoSuchRoute, WrongMethod
 
 GET, POST = frozenset({"GET"}), frozenset({"POST"})
+MODELS = "/v1/models"
+MODEL = f"{MODELS}/{{model}}"
 ROUTES = {
     **dict.fromkeys(FILES, frozenset({"GET", "HEAD"})),
-    **dict.fromkeys(("/livez", "/readyz", "/health", "/metrics", "/version", "/v1/models", "/docs"), GET),
+    **dict.fromkeys(("/livez", "/readyz", "/health", "/metrics", "/version", MODELS, MODEL, "/docs"), GET),
     "/aerie/status": GET,
     "/openapi.json": GET,
     "/v1/chat/completions": POST,
@@ -26,6 +28,11 @@ machine: /collective_rpc, /sleep, /pause, /scale_elastic_ep, /v1/load_lora_adapt
 and more, and those that need a store of answers (/v1/responses/{id})."""
 
 
+def route_of(path: str) -> str:
+    """The key of `ROUTES` that a path belongs to: itself, except that a model's name may be anything."""
+    return MODEL if path.startswith(f"{MODELS}/") and path != f"{MODELS}/" else path
+
+
 class KnownRoutes:
     """Answers 404 for a path that is not listed, 405 for another method, and closes every websocket."""
 
@@ -38,7 +45,7 @@ class KnownRoutes:
             await send({"type": "websocket.close", "code": 1008, "reason": "no such route"})
             return
         if scope["type"] == "http":
-            methods = ROUTES.get(scope["path"])
+            methods = ROUTES.get(route_of(scope["path"]))
             if methods is None:
                 await answer(NoSuchRoute(), scope, receive, send)
                 return

@@ -10,7 +10,7 @@ from aerie.server.errors import ApiError, answer
 from aerie.server.front_settings import LimitSettings
 from aerie.server.grammars.constraints import Checker, hold, stated
 from aerie.server.keys import Salts
-from aerie.server.rules.check import ask_for_usage, check_body, salt_cache
+from aerie.server.rules.check import check_body, salt_cache
 from aerie.server.rules.facts import Facts
 
 FRAMING_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
@@ -23,21 +23,12 @@ class RequestRules:
     Works on the object that `JsonBody` left in `scope["state"]["body"]`, and passes that on.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        facts: Facts,
-        limits: LimitSettings,
-        *,
-        grammars: Checker | None = None,
-        stream_usage: bool = False,
-    ) -> None:
+    def __init__(self, app: ASGIApp, facts: Facts, limits: LimitSettings, *, grammars: Checker | None = None) -> None:
         """`grammars` tries the grammars of requests, where xgrammar compiles them."""
         self.app = app
         self.facts = facts
         self.limits = limits
         self.grammars = grammars
-        self.stream_usage = stream_usage
         self.salts = Salts()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,8 +41,6 @@ class RequestRules:
                 if self.grammars is not None:
                     await hold(stated(state["body"]), self.grammars)
                 salt_cache(state["body"], route, state.get("key"), self.facts, self.salts)
-                if self.stream_usage:
-                    ask_for_usage(state["body"], route)
             except ApiError as refusal:
                 await answer(refusal, scope, receive, send)
                 return

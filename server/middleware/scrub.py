@@ -7,8 +7,8 @@ import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from aerie.server.anthropic_errors import error_body, speaks_anthropic
-from aerie.server.errors import ApiError, answer
+from aerie.server.engine_errors import EngineError, engine_error
+from aerie.server.errors import answer
 
 MAX_KEPT_BYTES = 64 << 10
 LEAKS = (
@@ -17,17 +17,6 @@ LEAKS = (
     re.compile(r"(?<![\w.])/(?:home|usr|opt|var|tmp|root|lib|mnt|srv|etc|proc|work|models|data)(?:/[^\s'\"]*)+"),
 )
 log = logging.getLogger(__name__)
-
-
-class EngineError(ApiError):
-    """Anything from 500 on; the log has the engine's own words."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__()
-        self.status = status
-        if status == 503:
-            self.type, self.code, self.retry_after_s = "service_unavailable_error", "unavailable", 5
-            self.message = "The server cannot answer this request now."
 
 
 class Scrub:
@@ -65,8 +54,9 @@ class Scrub:
             await answer(EngineError(status), scope, receive, send)
             return
         told = clean(body)
-        if speaks_anthropic(scope["path"]):
-            told = _for_anthropic(status, told)
+        if (error := engine_error(told, status)) is not None:
+            await answer(error, scope, receive, send)
+            return
         headers = [(name, value) for name, value in start.get("headers", ()) if name.lower() != b"content-length"]
         headers.append((b"content-length", str(len(told)).encode()))
         await send({**start, "headers": headers})
@@ -80,19 +70,6 @@ def clean(body: bytes) -> bytes:
     except ValueError:
         return _cut(body.decode("utf-8", "replace")).encode()
     return json.dumps(_clean(value)).encode()
-
-
-def _for_anthropic(status: int, body: bytes) -> bytes:
-    """The same in Anthropic's form, with a type of its list: vLLM has names of its own, or OpenAI's form.
-
-    What is in that form with details is of our own rules.
-    """
-    try:
-        error = json.loads(body)["error"]
-        message, ours = str(error["message"]), "details" in error
-    except (ValueError, LookupError, TypeError):
-        return body
-    return body if ours else json.dumps(error_body(status, message)).encode()
 
 
 def _clean(value: object) -> object:

@@ -13,7 +13,6 @@ from aerie.server.rules.grammars import check_grammars
 from aerie.server.rules.messages import check_messages
 from aerie.server.rules.sampling import check_sampling
 
-USAGE_ROUTES = ("/v1/chat/completions", "/v1/completions")
 SALT = re.compile(r"[A-Za-z0-9_.=-]{1,64}")
 
 
@@ -43,12 +42,3 @@ def salt_cache(body: dict[str, Any], route: str, key: str | None, facts: Facts, 
         raise BadRequest("cache_salt", "cache_salt must be 1 to 64 letters, digits, `_`, `.`, `=` and `-`.")
     if key is not None or chosen is not None:
         body["cache_salt"] = salts.of(key or "", chosen or "")
-
-
-def ask_for_usage(body: dict[str, Any], route: str) -> None:
-    """Have a stream end with the usage chunk, which carries the statistics, unless the client decides that itself.
-
-    vLLM's `--enable-force-include-usage` puts usage into every chunk, and clients that add up count it many times.
-    """
-    if route in USAGE_ROUTES and body.get("stream"):
-        body["stream_options"] = {"include_usage": True, **(body.get("stream_options") or {})}

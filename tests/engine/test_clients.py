@@ -13,12 +13,13 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Ma
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+from unittest.mock import ANY
 
 import anthropic
 import openai
 import pytest
 from pydantic import BaseModel
-from tests.engine.matrix import FIELDS, PARAMETERS, TOOLS, ask_all, cases, differing, faults
+from tests.engine.matrix import FIELDS, PARAMETERS, TOOLS, Answer, ask_all, cases, collect, differing, faults, read
 from tests.engine.speculation import check_statistics
 
 from aerie.draft_models.contract import GateKind
@@ -41,6 +42,12 @@ ENGINE_OPTIONS = {
     "tool-call-parser": "hermes",
     "default-chat-template-kwargs": {"enable_thinking": False},
 }
+BLOCK = 128  # tokens of a block of vLLM's cache on a CPU
+BUDGET = {"chat_template_kwargs": {"enable_thinking": True}, "thinking_token_budget": 8}
+BEGUN = {"add_generation_prompt": False, "continue_final_message": True}
+THINKING = {"messages": [TURN, {"role": "assistant", "content": "<think>"}], "extra_body": BUDGET | BEGUN}
+LOOSE_TOOLS: Any = [{"type": "function", "function": {"name": "ask", "parameters": {"type": "object"}}}]
+ASKED = ("ask", '{"of": "a"}')
 Either: TypeAlias = Any
 """Either client of a company, and what either answers: what the two have in common has no type."""
 
@@ -71,6 +78,7 @@ def server(
         started.wait_for(lambda state: state["status"] == "ready")
         yield started
         assert started.process.poll() is None, started.log.read_text()
+        assert "Traceback" not in started.log.read_text()
 
 
 async def got(answer: Either) -> Either:
@@ -101,7 +109,13 @@ def has_no_statistics(answer: Either) -> bool:
 
 
 async def test_models_tokens_and_version(gpt: Either) -> None:
-    assert [model.id for model in (await got(gpt.models.list())).data] == [MODEL]
+    (listed,) = (await got(gpt.models.list())).data
+    assert await got(gpt.models.retrieve(MODEL)) == listed.model_copy(update={"permission": ANY})
+    assert (listed.id, listed.root) == (MODEL, MODEL)
+    for name in ("absent", "owner/name", "owner%2Fname"):
+        with pytest.raises(openai.NotFoundError) as unknown:
+            await got(gpt.get(f"/models/{name}", cast_to=object))
+        assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
     root = gpt.with_options(base_url=str(gpt.base_url).removesuffix("v1/"))
     told = await got(root.post("/tokenize", body={"prompt": "A cough"}, cast_to=object))
     assert told["count"] == len(told["tokens"]) == len("A cough")
@@ -141,11 +155,29 @@ async def test_responses_whole_and_streamed(gpt: Either) -> None:
     events = await items(gpt.responses.create(**ask, stream=True))
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
     assert "".join(deltas) == whole.output_text != ""
-    assert events[0].type == "response.created"
-    assert events[-1].type in ("response.completed", "response.incomplete")
+    for event in events:
+        type(event).model_validate(event.model_dump())  # the client itself takes anything
+    opening = ["created", "in_progress", "output_item.added", "content_part.added"]
+    ending = ["output_text.done", "content_part.done", "output_item.done", "incomplete"]
+    kinds = [*opening, *["output_text.delta"] * len(deltas), *ending]
+    assert [event.type for event in events] == [f"response.{kind}" for kind in kinds]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    for response in (whole, events[-1].response):
+        assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+        assert [item.status for item in response.output] == ["incomplete"]
+    assert events[-2].item == events[-1].response.output[0]
     assert events[-1].response.output_text == whole.output_text
-    assert whole.usage.output_tokens == events[-1].response.usage.output_tokens > 0
+    assert whole.usage.output_tokens == events[-1].response.usage.output_tokens == TOKENS
     assert has_no_statistics(whole)
+
+
+async def test_a_response_that_stops_by_itself_is_completed(gpt: Either) -> None:
+    ask = {"model": MODEL, "input": "A cough", "extra_body": {"structured_outputs": {"choice": ["fever"]}}}
+    whole = await got(gpt.responses.create(**ask))
+    events = await items(gpt.responses.create(**ask, stream=True))
+    assert events[-1].type == "response.completed"
+    for response in (whole, events[-1].response):
+        assert (response.status, response.output_text, response.output[0].status) == ("completed", "fever", "completed")
 
 
 async def test_sampling_fields(gpt: Either) -> None:
@@ -189,10 +221,7 @@ async def test_structured_answers_and_tools(gpt: Either) -> None:
 
 
 async def test_thinking_is_told_apart(gpt: Either) -> None:
-    thinking = {"chat_template_kwargs": {"enable_thinking": True}, "thinking_token_budget": 8}
-    begun = {"add_generation_prompt": False, "continue_final_message": True}
-    messages = [TURN, {"role": "assistant", "content": "<think>"}]
-    ask = {"model": MODEL, "messages": messages, "max_tokens": TOKENS, "temperature": 0, "extra_body": thinking | begun}
+    ask = THINKING | {"model": MODEL, "max_tokens": TOKENS, "temperature": 0}
     message = (await got(gpt.chat.completions.create(**ask))).choices[0].message
     assert message.reasoning
     assert message.content
@@ -203,6 +232,58 @@ async def test_thinking_is_told_apart(gpt: Either) -> None:
     deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
     assert "".join(getattr(delta, "reasoning", None) or "" for delta in deltas) == message.reasoning
     assert "".join(delta.content or "" for delta in deltas) == message.content
+
+
+async def test_a_stop_string_within_the_thinking_ends_the_answer_there(gpt: Either) -> None:
+    ask = THINKING | {"model": MODEL, "max_tokens": TOKENS, "temperature": 0}
+    thought = (await got(gpt.chat.completions.create(**ask))).choices[0].message.reasoning
+    choice = (await got(gpt.chat.completions.create(**ask, stop=[thought[3:5]]))).choices[0]
+    assert (choice.finish_reason, choice.stop_reason) == ("stop", thought[3:5])
+    assert (choice.message.content, choice.message.reasoning) == (None, thought[: thought.index(thought[3:5])])
+    chunks = await items(gpt.chat.completions.create(**ask, stop=[thought[3:5]], stream=True))
+    last = chunks[-1].choices[0]
+    assert (last.finish_reason, last.stop_reason) == ("stop", thought[3:5])
+    assert not any(chunk.choices[0].delta.content for chunk in chunks)
+
+
+async def test_a_stop_string_is_told_where_it_is_asked_for_and_the_end_of_the_turn_is_not(gpt: Either) -> None:
+    ask = {"model": MODEL, "messages": [TURN], "max_tokens": TOKENS, "temperature": 0}
+    for stop, text in (([], "fever and"), (["and"], "fever and"), (["fe"], "fe"), (["cough"], "fever and")):
+        extra = {"structured_outputs": {"choice": ["fever and"]}, "include_stop_str_in_output": True}
+        answer = Answer(text, [], "stop")
+        assert read(await got(gpt.chat.completions.create(**ask, stop=stop, extra_body=extra))) == answer
+        chunks = await items(gpt.chat.completions.create(**ask, stop=stop, extra_body=extra, stream=True))
+        assert collect(chunks) == answer
+
+
+async def test_a_stream_and_a_full_answer_tell_the_same_calls(gpt: Either) -> None:
+    """Of texts that a grammar forces, whole ones and the beginning of the last, which `max_tokens` cuts."""
+    call = '<tool_call>{"name": "ask", "arguments": {"of": "a"}}</tool_call>'
+    ask = {"model": MODEL, "messages": [TURN], "temperature": 0, "tools": LOOSE_TOOLS}
+    for text, most, expected in (
+        ("<tool_call> is a tag", MANY_TOKENS, Answer("<tool_call> is a tag", [], "stop")),
+        (f"x <tool_call> y {call}", MANY_TOKENS, Answer("x <tool_call> y ", [ASKED], "tool_calls")),
+        (f"{call} and {call}", MANY_TOKENS, Answer("", [ASKED] * 2, "tool_calls")),
+        (call, 56, Answer("", [("ask", '{"of": "a"')], "length")),
+        (call + call, len(call) + 56, Answer("", [ASKED, ("ask", '{"of": "a"')], "length")),
+    ):
+        forced = ask | {"max_tokens": most, "extra_body": {"structured_outputs": {"choice": [text]}}}
+        assert read(await got(gpt.chat.completions.create(**forced))) == expected
+        assert collect(await items(gpt.chat.completions.create(**forced, stream=True))) == expected
+
+
+async def test_a_prompt_that_is_known_comes_from_the_cache_but_for_its_last_block(
+    server: "Server", gpt: Either
+) -> None:
+    ask = {"model": MODEL, "prompt": f"{type(gpt).__name__}: a cough".ljust(300, "."), "max_tokens": TOKENS}
+    hits: list[float] = []
+    for _ in range(2):
+        before = server.metric("vllm:prefix_cache_hits_total", gpt.api_key)
+        text = (await got(gpt.completions.create(**ask, temperature=0))).choices[0].text
+        hits.append(server.metric("vllm:prefix_cache_hits_total", gpt.api_key) - before)
+    plain = {"vllm_xargs": {"speculation": "off"}}
+    assert (await got(gpt.completions.create(**ask, temperature=0, extra_body=plain))).choices[0].text == text
+    assert hits == [0, 300 // BLOCK * BLOCK]
 
 
 async def test_errors_are_the_client_s_own(gpt: Either) -> None:

@@ -84,22 +84,29 @@ def test_completions(client: openai.OpenAI) -> None:
     check(answer.model_extra["metrics"], answer.usage.completion_tokens)
 
 
-def test_a_stream_ends_with_usage_and_statistics(client: openai.OpenAI) -> None:
-    whole = client.chat.completions.create(model="target", messages=MESSAGES, max_tokens=TOKENS, temperature=0)
-    chunks = list(
-        client.chat.completions.create(model="target", messages=MESSAGES, max_tokens=TOKENS, temperature=0, stream=True)
-    )
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert text == whole.choices[0].message.content
-    last = chunks[-1]
+def test_a_stream_ends_with_usage_and_statistics_where_they_are_asked_for(client: openai.OpenAI) -> None:
+    ask: dict[str, Any] = {"model": "target", "messages": MESSAGES, "max_tokens": TOKENS, "temperature": 0}
+    whole = client.chat.completions.create(**ask)
+    asked = client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True})
+    *chunks, last = list(asked)
+    unasked = list(client.chat.completions.create(**ask, stream=True))
+    assert all(len(chunk.choices) == 1 for chunk in chunks + unasked)
+    for told in (chunks, unasked):
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in told) == whole.choices[0].message.content
+    assert not any(chunk.usage for chunk in unasked)
+    assert last.choices == []
     assert last.usage == whole.usage
     assert last.model_extra is not None
     check(last.model_extra["metrics"], TOKENS)
 
 
-def test_a_streamed_completion_ends_with_usage_and_statistics(client: openai.OpenAI) -> None:
-    chunks = list(client.completions.create(model="target", prompt="A cough", max_tokens=TOKENS, stream=True))
-    last = chunks[-1]
+def test_a_streamed_completion_ends_with_usage_and_statistics_too(client: openai.OpenAI) -> None:
+    ask: dict[str, Any] = {"model": "target", "prompt": "A cough", "max_tokens": TOKENS, "stream": True}
+    asked: Any = client.completions.create(**ask, stream_options={"include_usage": True})
+    *chunks, last = list(asked)
+    for options in ({}, {"stream_options": {"include_usage": False}}):
+        chunks += list(client.completions.create(**ask, **options))
+    assert all(len(chunk.choices) == 1 for chunk in chunks)
     assert last.usage is not None
     assert last.model_extra is not None
     check(last.model_extra["metrics"], last.usage.completion_tokens)

@@ -39,7 +39,8 @@ def test_the_demo_is_served_without_options(
 
     assert (made.model, made.draft, made.served_model_name) == (main, draft, "clinic-demo")
     assert made.reasoning_parser == "qwen3"
-    assert speculative_config(made) == {"method": "eagle3", "model": str(draft), "num_speculative_tokens": 4}
+    drafts = {"method": "eagle3", "model": str(draft), "num_speculative_tokens": 4, "disable_eagle_block_drop": True}
+    assert speculative_config(made) == drafts
 
 
 def test_our_operator_for_lm_head_is_reached_where_it_is_asked_for(

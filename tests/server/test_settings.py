@@ -33,11 +33,11 @@ def test_an_empty_variable_counts_as_unset(config: Path) -> None:
 
 def test_text_from_flags_and_variables_becomes_the_fields_type() -> None:
     options = '{"max-num-batched-tokens": 64}'
-    settings = load({"kv_cache_memory": "64MiB", "engine_options": options}, {"AERIE_STREAM_USAGE": "false"})
+    settings = load({"kv_cache_memory": "64MiB", "engine_options": options}, {"AERIE_ENFORCE_EAGER": "false"})
 
     assert settings.kv_cache_memory == 64 << 20
     assert settings.engine_options == {"max-num-batched-tokens": 64}
-    assert settings.stream_usage is False
+    assert settings.enforce_eager is False
 
 
 def test_settings_are_frozen() -> None:

@@ -17,6 +17,8 @@ from xgrammar import TokenizerInfo
 from aerie.server.app import create_app
 from aerie.server.grammars.verdict import Kind, Verdict
 from aerie.server.house import House
+from aerie.server.middleware.event_stream import EventStream
+from aerie.server.middleware.full_answer import FullAnswer
 from aerie.server.middleware.request_rules import RequestRules
 from aerie.server.middleware.scrub import Scrub
 from aerie.server.occupancy import Capacity
@@ -71,8 +73,8 @@ def application() -> Callable[..., Application]:
         app = create_app(chosen, house)
         known = facts or Facts(shapes={}, vocabulary=VOCABULARY, context=CONTEXT, speculative=False)
         grammars = TriedHere() if known.xgrammar else None
-        rules = RequestRules(inner, known, chosen, grammars=grammars, stream_usage=chosen.stream_usage)
-        house.readiness.open(Scrub(rules), lambda: False)
+        rules = RequestRules(inner, known, chosen, grammars=grammars)
+        house.readiness.open(Scrub(EventStream(FullAnswer(rules))), lambda: False)
         return app
 
     return make
