@@ -7,6 +7,7 @@ PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 ORACLE := .venv-oracle
+CLIENTS := .venv-clients
 
 # The pin of torch carries "+cpu", so the CUDA build of the Python Package Index never satisfies it.
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/cpu.lock)
@@ -19,7 +20,7 @@ TEST_PROCESSES ?= 2
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check soak format demo oracle lock
+.PHONY: help setup serve test check soak format demo oracle clients lock
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -71,6 +72,15 @@ $(ORACLE)/.installed: requirements/oracle.lock | $(STAMP)
 	    > $$($(ORACLE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/aerie.pth
 	touch $@
 
+clients: $(CLIENTS)/.installed ## Make .venv-clients, with the clients of other makers; needs npm. The tests then run them.
+
+$(CLIENTS)/.installed: requirements/clients.lock tests/engine/clients/package-lock.json
+	$(BASE_PYTHON) -m venv --clear $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --no-deps --requirement $<
+	cp tests/engine/clients/package.json tests/engine/clients/package-lock.json $(CLIENTS)
+	npm ci --prefix $(CLIENTS) --ignore-scripts --no-audit --no-fund
+	touch $@
+
 # uv only resolves; it does not read pip's configuration, so a folder of wheels that pip knows of is handed on.
 COMPILE = uv pip compile --quiet --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
           --annotation-style line --custom-compile-command "make lock"
@@ -80,5 +90,6 @@ lock: ## Resolve the locks again (needs uv).
 	$(COMPILE) pyproject.toml requirements/cpu.in --override requirements/cpu.override $(CPU_TORCH) \
 	    --output-file requirements/cpu.lock
 	$(COMPILE) requirements/dev.in --constraint requirements/cpu.lock --output-file requirements/dev.lock
+	$(COMPILE) requirements/clients.in --output-file requirements/clients.lock
 	$(COMPILE) pyproject.toml requirements/cuda.in --override requirements/cuda.override \
 	    --output-file requirements/cuda.lock

@@ -31,7 +31,7 @@ class ResponsesStream:
 
     def rewritten(self, event: bytes) -> bytes:
         """The events to send now; the empty one ends the stream."""
-        self.next_number += bool(event)
+        self.next_number += event.startswith(b"event: ")  # others are comments that keep a connection alive
         waiting, self._waiting = self._waiting, b""
         if event.startswith(ITEM_DONE):
             self._waiting = event

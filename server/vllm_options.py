@@ -33,7 +33,6 @@ RENAMED = {
     "shutdown_timeout": "grace_seconds",
     "max_num_queued_reqs": "max_queued_requests",
     "max_num_queued_tokens": "max_queued_tokens",
-    "enable_force_include_usage": "stream_usage",
     "h11_max_incomplete_event_size": "max_header_bytes",
 }
 """vLLM's name -> the field of ours that means the same."""
@@ -62,6 +61,7 @@ REFUSED = {
     "runner": "only generation is served",
     "convert": "only generation is served",
     "enable_flash_late_interaction": "only generation is served",
+    "enable_force_include_usage": "clients ask for it in `stream_options`, and some fail on what they did not ask for",
     "enable_request_id_headers": "ids are given by aerie serve",
     "root_path": "a proxy that serves below a path strips it",
     "uds": "the server listens on a port",

@@ -6,20 +6,34 @@ kinds at once.
 """
 
 import asyncio
-import inspect
 import json
+import os
+import shutil
+import subprocess
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 from unittest.mock import ANY
 
 import anthropic
 import openai
 import pytest
 from pydantic import BaseModel
-from tests.engine.matrix import FIELDS, PARAMETERS, TOOLS, Answer, ask_all, cases, collect, differing, faults, read
+from tests.engine.answers import (
+    CHECKS,
+    MANY_TOKENS,
+    MODEL,
+    THINKING,
+    TOKENS,
+    TURN,
+    Either,
+    got,
+    has_no_statistics,
+    items,
+)
+from tests.engine.matrix import FIELDS, PARAMETERS, TOOLS, ask_all, cases, differing, faults
 from tests.engine.speculation import check_statistics
 
 from aerie.draft_models.contract import GateKind
@@ -30,26 +44,20 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.engine
 
-MODEL = "target"
 DRAFT_TOKENS, AT_ONCE = 3, 30
-TOKENS, MANY_TOKENS = 24, 300
 YES_OR_NO = {"structured_outputs": {"choice": ["yes", "no"]}}
 PROMPTS = 42
 GREEDY = {"temperature": 0}  # no argument of Anthropic's client any more
-TURN: Any = {"role": "user", "content": "I have had a cough for three days."}
+OTHERS = Path(__file__).parents[2] / ".venv-clients"
+QUIET = {"PATH": os.environ["PATH"], "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LANGSMITH_TRACING": "false"}
+"""None of them asks others than this server."""
+DETAILS = {"prompt_tokens_details": None}  # vLLM writes what there is none of as 0 or null
 ENGINE_OPTIONS = {
     "enable-auto-tool-choice": True,
     "tool-call-parser": "hermes",
     "default-chat-template-kwargs": {"enable_thinking": False},
+    "enable-prompt-tokens-details": True,
 }
-BLOCK = 128  # tokens of a block of vLLM's cache on a CPU
-BUDGET = {"chat_template_kwargs": {"enable_thinking": True}, "thinking_token_budget": 8}
-BEGUN = {"add_generation_prompt": False, "continue_final_message": True}
-THINKING = {"messages": [TURN, {"role": "assistant", "content": "<think>"}], "extra_body": BUDGET | BEGUN}
-LOOSE_TOOLS: Any = [{"type": "function", "function": {"name": "ask", "parameters": {"type": "object"}}}]
-ASKED = ("ask", '{"of": "a"}')
-Either: TypeAlias = Any
-"""Either client of a company, and what either answers: what the two have in common has no type."""
 
 
 class Triage(BaseModel):
@@ -81,15 +89,6 @@ def server(
         assert "Traceback" not in started.log.read_text()
 
 
-async def got(answer: Either) -> Either:
-    return await answer if inspect.isawaitable(answer) else answer
-
-
-async def items(stream: Either) -> list[Either]:
-    stream = await got(stream)
-    return [item async for item in stream] if isinstance(stream, AsyncIterable) else list(stream)
-
-
 @pytest.fixture(params=[openai.OpenAI, openai.AsyncOpenAI], ids=["sync", "async"])
 async def gpt(request: pytest.FixtureRequest, server: "Server", key: tuple[str, Path]) -> AsyncIterator[Any]:
     client = request.param(base_url=f"{server.address}/v1", api_key=key[0], max_retries=0)
@@ -102,10 +101,6 @@ async def claude(request: pytest.FixtureRequest, server: "Server", key: tuple[st
     client = request.param(base_url=server.address, api_key=key[0], max_retries=0)
     yield client
     await got(client.close())
-
-
-def has_no_statistics(answer: Either) -> bool:
-    return (getattr(answer, "metrics", None) or {}).get("speculative_decoding") is None
 
 
 async def test_models_tokens_and_version(gpt: Either) -> None:
@@ -131,7 +126,7 @@ async def test_chat_whole_and_streamed(gpt: Either) -> None:
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content != ""
     assert [chunk.usage for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
-    assert chunks[-1].usage == whole.usage
+    assert chunks[-1].usage.model_copy(update=DETAILS) == whole.usage.model_copy(update=DETAILS)
     assert chunks[-1].choices == []
     for told in (whole, chunks[-1]):
         check_statistics(told.metrics, whole.usage.completion_tokens, DRAFT_TOKENS)
@@ -149,35 +144,11 @@ async def test_completions_whole_and_streamed(gpt: Either) -> None:
     assert several.choices[0].text == whole.choices[0].text
 
 
-async def test_responses_whole_and_streamed(gpt: Either) -> None:
-    ask = {"model": MODEL, "input": "A cough", "max_output_tokens": TOKENS, "temperature": 0}
-    whole = await got(gpt.responses.create(**ask))
-    events = await items(gpt.responses.create(**ask, stream=True))
-    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
-    assert "".join(deltas) == whole.output_text != ""
-    for event in events:
-        type(event).model_validate(event.model_dump())  # the client itself takes anything
-    opening = ["created", "in_progress", "output_item.added", "content_part.added"]
-    ending = ["output_text.done", "content_part.done", "output_item.done", "incomplete"]
-    kinds = [*opening, *["output_text.delta"] * len(deltas), *ending]
-    assert [event.type for event in events] == [f"response.{kind}" for kind in kinds]
-    assert [event.sequence_number for event in events] == list(range(len(events)))
-    for response in (whole, events[-1].response):
-        assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
-        assert [item.status for item in response.output] == ["incomplete"]
-    assert events[-2].item == events[-1].response.output[0]
-    assert events[-1].response.output_text == whole.output_text
-    assert whole.usage.output_tokens == events[-1].response.usage.output_tokens == TOKENS
-    assert has_no_statistics(whole)
-
-
-async def test_a_response_that_stops_by_itself_is_completed(gpt: Either) -> None:
-    ask = {"model": MODEL, "input": "A cough", "extra_body": {"structured_outputs": {"choice": ["fever"]}}}
-    whole = await got(gpt.responses.create(**ask))
-    events = await items(gpt.responses.create(**ask, stream=True))
-    assert events[-1].type == "response.completed"
-    for response in (whole, events[-1].response):
-        assert (response.status, response.output_text, response.output[0].status) == ("completed", "fever", "completed")
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_what_holds_of_answers_at_once_and_streamed(
+    gpt: Either, check: Callable[[Either], Awaitable[None]]
+) -> None:
+    await check(gpt)
 
 
 async def test_sampling_fields(gpt: Either) -> None:
@@ -226,64 +197,13 @@ async def test_thinking_is_told_apart(gpt: Either) -> None:
     assert message.reasoning
     assert message.content
     assert "think>" not in message.reasoning + message.content
-    unseen = {"extra_body": {**thinking, **begun, **YES_OR_NO, "include_reasoning": False}, "max_tokens": MANY_TOKENS}
+    extra = THINKING["extra_body"] | YES_OR_NO | {"include_reasoning": False}
+    unseen = {"extra_body": extra, "max_tokens": MANY_TOKENS}
     assert (await got(gpt.chat.completions.create(**ask | unseen))).choices[0].message.content.strip() in {"yes", "no"}
     chunks = await items(gpt.chat.completions.create(**ask, stream=True))
     deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
     assert "".join(getattr(delta, "reasoning", None) or "" for delta in deltas) == message.reasoning
     assert "".join(delta.content or "" for delta in deltas) == message.content
-
-
-async def test_a_stop_string_within_the_thinking_ends_the_answer_there(gpt: Either) -> None:
-    ask = THINKING | {"model": MODEL, "max_tokens": TOKENS, "temperature": 0}
-    thought = (await got(gpt.chat.completions.create(**ask))).choices[0].message.reasoning
-    choice = (await got(gpt.chat.completions.create(**ask, stop=[thought[3:5]]))).choices[0]
-    assert (choice.finish_reason, choice.stop_reason) == ("stop", thought[3:5])
-    assert (choice.message.content, choice.message.reasoning) == (None, thought[: thought.index(thought[3:5])])
-    chunks = await items(gpt.chat.completions.create(**ask, stop=[thought[3:5]], stream=True))
-    last = chunks[-1].choices[0]
-    assert (last.finish_reason, last.stop_reason) == ("stop", thought[3:5])
-    assert not any(chunk.choices[0].delta.content for chunk in chunks)
-
-
-async def test_a_stop_string_is_told_where_it_is_asked_for_and_the_end_of_the_turn_is_not(gpt: Either) -> None:
-    ask = {"model": MODEL, "messages": [TURN], "max_tokens": TOKENS, "temperature": 0}
-    for stop, text in (([], "fever and"), (["and"], "fever and"), (["fe"], "fe"), (["cough"], "fever and")):
-        extra = {"structured_outputs": {"choice": ["fever and"]}, "include_stop_str_in_output": True}
-        answer = Answer(text, [], "stop")
-        assert read(await got(gpt.chat.completions.create(**ask, stop=stop, extra_body=extra))) == answer
-        chunks = await items(gpt.chat.completions.create(**ask, stop=stop, extra_body=extra, stream=True))
-        assert collect(chunks) == answer
-
-
-async def test_a_stream_and_a_full_answer_tell_the_same_calls(gpt: Either) -> None:
-    """Of texts that a grammar forces, whole ones and the beginning of the last, which `max_tokens` cuts."""
-    call = '<tool_call>{"name": "ask", "arguments": {"of": "a"}}</tool_call>'
-    ask = {"model": MODEL, "messages": [TURN], "temperature": 0, "tools": LOOSE_TOOLS}
-    for text, most, expected in (
-        ("<tool_call> is a tag", MANY_TOKENS, Answer("<tool_call> is a tag", [], "stop")),
-        (f"x <tool_call> y {call}", MANY_TOKENS, Answer("x <tool_call> y ", [ASKED], "tool_calls")),
-        (f"{call} and {call}", MANY_TOKENS, Answer("", [ASKED] * 2, "tool_calls")),
-        (call, 56, Answer("", [("ask", '{"of": "a"')], "length")),
-        (call + call, len(call) + 56, Answer("", [ASKED, ("ask", '{"of": "a"')], "length")),
-    ):
-        forced = ask | {"max_tokens": most, "extra_body": {"structured_outputs": {"choice": [text]}}}
-        assert read(await got(gpt.chat.completions.create(**forced))) == expected
-        assert collect(await items(gpt.chat.completions.create(**forced, stream=True))) == expected
-
-
-async def test_a_prompt_that_is_known_comes_from_the_cache_but_for_its_last_block(
-    server: "Server", gpt: Either
-) -> None:
-    ask = {"model": MODEL, "prompt": f"{type(gpt).__name__}: a cough".ljust(300, "."), "max_tokens": TOKENS}
-    hits: list[float] = []
-    for _ in range(2):
-        before = server.metric("vllm:prefix_cache_hits_total", gpt.api_key)
-        text = (await got(gpt.completions.create(**ask, temperature=0))).choices[0].text
-        hits.append(server.metric("vllm:prefix_cache_hits_total", gpt.api_key) - before)
-    plain = {"vllm_xargs": {"speculation": "off"}}
-    assert (await got(gpt.completions.create(**ask, temperature=0, extra_body=plain))).choices[0].text == text
-    assert hits == [0, 300 // BLOCK * BLOCK]
 
 
 async def test_errors_are_the_client_s_own(gpt: Either) -> None:
@@ -303,6 +223,18 @@ async def test_errors_are_the_client_s_own(gpt: Either) -> None:
     with pytest.raises(openai.InternalServerError) as late:
         await got(gpt.chat.completions.create(**ask, **hurry))
     assert (late.value.status_code, late.value.code) == (504, "request_timeout")
+
+
+@pytest.mark.skipif(not OTHERS.exists(), reason="`make clients` installs the clients of other makers")
+@pytest.mark.parametrize("script", ["openai.mjs", "ai_sdk.mjs", "with_langchain.py", "with_litellm.py"])
+def test_clients_of_other_makers(server: "Server", key: tuple[str, Path], script: str, tmp_path: Path) -> None:
+    """In processes of their own, which hold the answers against each other."""
+    (tmp_path / "node_modules").symlink_to(OTHERS / "node_modules")
+    shutil.copy(Path(__file__).parent / "clients" / script, tmp_path)
+    runner = shutil.which("node") if script.endswith(".mjs") else OTHERS / "bin/python"
+    command = [str(runner), script, server.address, key[0], MODEL]
+    done = subprocess.run(command, cwd=tmp_path, env=QUIET, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 async def test_more_requests_than_a_key_may_have(server: "Server", key: tuple[str, Path]) -> None:

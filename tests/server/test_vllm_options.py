@@ -235,12 +235,12 @@ def test_the_command_line_takes_both_kinds(monkeypatch: pytest.MonkeyPatch) -> N
         *TOOLS,
         "-tp",
         "2",
-        "--no-stream-usage",
+        "--no-enforce-eager",
         "--speculative-config.model",
         "d",
     ]
     assert CliRunner().invoke(app, command).exit_code == 0
     (chosen,) = served
     assert (chosen.model, chosen.port, chosen.tensor_parallel_size, chosen.draft) == ("m", 8001, 2, "d")
-    assert chosen.stream_usage is False
+    assert chosen.enforce_eager is False
     assert chosen.engine_options == {"enable-auto-tool-choice": True, "tool-call-parser": "hermes"}

@@ -3,12 +3,15 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import Receive, Scope, Send
+
+from aerie.server.keys import make_key
 
 CHAT = "/v1/chat/completions"
 Client = Callable[..., httpx.AsyncClient]
@@ -48,6 +51,7 @@ async def test_what_is_not_listed_is_not_there(client: Client, told: Told, metho
         ("GET", CHAT, "POST"),
         ("OPTIONS", CHAT, "POST"),
         ("POST", "/v1/models", "GET"),
+        ("POST", "/v1/models/owner/name", "GET"),
         ("HEAD", "/v1/models", "GET"),
         ("DELETE", "/readyz", "GET"),
         ("NONSENSE", "/metrics", "GET"),
@@ -57,6 +61,18 @@ async def test_a_route_has_its_method(client: Client, method: str, path: str, al
     async with client() as http:
         answer = await http.request(method, path)
     assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize("name", ["m", "owner/name", "owner%2Fname", "a%20b", "..%2Fmetrics"])
+async def test_a_model_s_route_ends_in_any_name_and_needs_a_key(client: Client, tmp_path: Path, name: str) -> None:
+    target = httpx.URL("http://test").copy_with(raw_path=f"/v1/models/{name}".encode())
+    async with client() as http:
+        assert (await http.get(target)).json()["body"] is None
+    key, line = make_key("alice")
+    (tmp_path / "keys").write_text(line)
+    async with client(api_key_file=str(tmp_path / "keys")) as http:
+        assert (await http.get(target)).status_code == 401
+        assert (await http.get(target, headers={"x-api-key": key})).status_code == 200
 
 
 async def test_a_request_has_an_id_of_ours_inside_and_the_client_s_outside(client: Client) -> None:
