@@ -11,7 +11,10 @@ from fastapi import FastAPI
 from aerie.server.models import model_routes
 
 SECRET = "/models/secret/adapter"
-CARDS = {"owner/name": {"root": SECRET, "parent": None}, "adapter": {"root": SECRET, "parent": "owner/name"}}
+CARDS: dict[str, dict[str, Any]] = {
+    "owner/name": {"root": SECRET, "parent": None},
+    "adapter": {"root": SECRET, "parent": "owner/name"},
+}
 
 
 class Registry:
