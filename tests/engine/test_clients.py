@@ -7,9 +7,6 @@ kinds at once.
 
 import asyncio
 import json
-import os
-import shutil
-import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -21,6 +18,7 @@ import anthropic
 import openai
 import pytest
 from pydantic import BaseModel
+from tests.engine import other_clients
 from tests.engine.answers import (
     CHECKS,
     MANY_TOKENS,
@@ -48,9 +46,6 @@ DRAFT_TOKENS, AT_ONCE = 3, 30
 YES_OR_NO = {"structured_outputs": {"choice": ["yes", "no"]}}
 PROMPTS = 42
 GREEDY = {"temperature": 0}  # no argument of Anthropic's client any more
-OTHERS = Path(__file__).parents[2] / ".venv-clients"
-QUIET = {"PATH": os.environ["PATH"], "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LANGSMITH_TRACING": "false"}
-"""None of them asks others than this server."""
 DETAILS = {"prompt_tokens_details": None}  # vLLM writes what there is none of as 0 or null
 ENGINE_OPTIONS = {
     "enable-auto-tool-choice": True,
@@ -225,15 +220,10 @@ async def test_errors_are_the_client_s_own(gpt: Either) -> None:
     assert (late.value.status_code, late.value.code) == (504, "request_timeout")
 
 
-@pytest.mark.skipif(not OTHERS.exists(), reason="`make clients` installs the clients of other makers")
-@pytest.mark.parametrize("script", ["openai.mjs", "ai_sdk.mjs", "with_langchain.py", "with_litellm.py"])
+@pytest.mark.skipif(not other_clients.INSTALLED.exists(), reason="`make clients` installs them")
+@pytest.mark.parametrize("script", other_clients.SCRIPTS)
 def test_clients_of_other_makers(server: "Server", key: tuple[str, Path], script: str, tmp_path: Path) -> None:
-    """In processes of their own, which hold the answers against each other."""
-    (tmp_path / "node_modules").symlink_to(OTHERS / "node_modules")
-    shutil.copy(Path(__file__).parent / "clients" / script, tmp_path)
-    runner = shutil.which("node") if script.endswith(".mjs") else OTHERS / "bin/python"
-    command = [str(runner), script, server.address, key[0], MODEL]
-    done = subprocess.run(command, cwd=tmp_path, env=QUIET, capture_output=True, text=True, check=False)
+    done = other_clients.run(script, tmp_path, server.address, key[0], MODEL)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

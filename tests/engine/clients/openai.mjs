@@ -6,7 +6,7 @@ import OpenAI, { BadRequestError, NotFoundError } from "openai";
 const [address, key, model] = process.argv.slice(2);
 const client = new OpenAI({ baseURL: `${address}/v1`, apiKey: key, maxRetries: 0 });
 const messages = [{ role: "user", content: "I have had a cough for three days." }];
-const ask = { model, messages, max_tokens: 24, temperature: 0 };
+const ask = { model, messages, max_tokens: 12, temperature: 0 };
 const parameters = { type: "object", properties: { of: { type: "string", pattern: "^[a-z]{1,6}$" } }, required: ["of"] };
 const tools = [{ type: "function", function: { name: "ask", strict: true, parameters } }];
 
@@ -27,7 +27,7 @@ const gathered = client.chat.completions.stream({ ...ask, stream_options: { incl
 assert.equal(await gathered.finalContent(), text);
 assert.deepEqual((await gathered.totalUsage()).completion_tokens, whole.usage.completion_tokens);
 
-const calling = { ...ask, max_tokens: 200, temperature: 1, seed: 1, tools, tool_choice: "required", parallel_tool_calls: false };
+const calling = { ...ask, max_tokens: 300, temperature: 1, seed: 1, tools, tool_choice: "required", parallel_tool_calls: false };
 for (const completion of [
   await client.chat.completions.create(calling),
   await client.chat.completions.stream(calling).finalChatCompletion(),
@@ -38,7 +38,7 @@ for (const completion of [
   assert.match(JSON.parse(choice.message.tool_calls[0].function.arguments).of, /^[a-z]{1,6}$/);
 }
 
-const responding = { model, input: "A cough", max_output_tokens: 24, temperature: 0 };
+const responding = { model, input: messages, max_output_tokens: 12, temperature: 0 };
 const response = await client.responses.create(responding);
 const stream = client.responses.stream(responding);
 const kinds = [];
