@@ -16,6 +16,7 @@ THINKING: dict[str, Any] = {
     "messages": [TURN, {"role": "assistant", "content": "<think>"}],
     "extra_body": BUDGET | BEGUN,
 }
+YES_OR_NO = {"structured_outputs": {"choice": ["yes", "no"]}}
 LOOSE_TOOLS: Any = [{"type": "function", "function": {"name": "ask", "parameters": {"type": "object"}}}]
 ASKED = ("ask", '{"of": "a"}')
 
@@ -80,6 +81,13 @@ async def check_a_stop_string_within_the_thinking(gpt: Either) -> None:
     assert not any(chunk.choices[0].delta.content for chunk in chunks)
 
 
+async def check_thinking_that_is_not_told(gpt: Either) -> None:
+    extra = THINKING["extra_body"] | YES_OR_NO | {"include_reasoning": False}
+    ask = {"model": MODEL, "messages": THINKING["messages"], "max_tokens": MANY_TOKENS, "temperature": 0}
+    message = (await got(gpt.chat.completions.create(**ask, extra_body=extra))).choices[0].message
+    assert message.content.strip() in {"yes", "no"}
+
+
 async def check_stop_strings_in_the_output(gpt: Either) -> None:
     ask = {"model": MODEL, "messages": [TURN], "max_tokens": TOKENS, "temperature": 0}
     for stop, text in (([], "fever and"), (["and"], "fever and"), (["fe"], "fe"), (["cough"], "fever and")):
@@ -121,6 +129,7 @@ CHECKS = (
     check_a_response_that_is_cut,
     check_a_response_that_ends,
     check_a_stop_string_within_the_thinking,
+    check_thinking_that_is_not_told,
     check_stop_strings_in_the_output,
     check_calls_in_texts,
     check_a_known_prompt,
