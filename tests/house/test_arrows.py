@@ -15,10 +15,10 @@ import pytest
 # room -> what of ours it may import. The command line and the plugin open every door.
 DOORS: dict[str, set[str]] = {
     "kernels": set(),
-    "quant": {"kernels", "artefacts", "chart", "json_items"},
+    "quant": {"kernels", "artefacts", "chart", "json_items", "progress"},
     "draft_models": {"kernels", "artefacts"},
     "server": {"kernels", "quant", "draft_models", "artefacts"},
-    "trainer": {"kernels", "quant", "draft_models", "artefacts", "chart", "json_items"},
+    "trainer": {"kernels", "quant", "draft_models", "artefacts", "chart", "json_items", "progress"},
     "benchmarks": {"kernels", "quant", "draft_models", "server", "trainer", "artefacts", "chart", "json_items"},
 }
 ENTRANCES = ("cli", "plugin")

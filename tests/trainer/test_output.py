@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from aerie.artefacts import OccupiedError, output_directory
 from aerie.trainer.draft.run import run as train_draft
@@ -103,6 +105,36 @@ def test_trainings_refuse_before_any_work(tmp_path: Path, command: Callable[[Pat
     with pytest.raises(RecipeError, match=r"output: .* remove it, or choose another"):
         command(recipe)
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda target: target.rmdir(), "is not a folder; give that of a main model"),
+        (lambda target: None, "no readable config.json"),
+        (lambda target: (target / "config.json").write_text("{"), "no readable config.json"),
+        (lambda target: (target / "config.json").write_text("{}"), r"has no \*\.safetensors"),
+        (lambda target: _truncate(target), "is not a whole safetensors file"),
+    ],
+)
+def test_a_target_that_is_not_all_there_is_refused(
+    tmp_path: Path, spoil: Callable[[Path], object], problem: str
+) -> None:
+    target, recipe = tmp_path / "target", tmp_path / "recipe.yaml"
+    target.mkdir()
+    spoil(target)
+    paths = {"target": str(target), "output": str(tmp_path / "out"), "work": str(tmp_path / "work")}
+    recipe.write_text(json.dumps(paths))
+    with pytest.raises(RecipeError, match=f"^(target: )?.*{problem}"):
+        train_draft(recipe)
+    assert not (tmp_path / "work").exists()
+
+
+def _truncate(target: Path) -> None:
+    (target / "config.json").write_text("{}")
+    save_file({"weight": torch.ones(8)}, target / "model.safetensors")
+    whole = (target / "model.safetensors").read_bytes()
+    (target / "model.safetensors").write_bytes(whole[:-4])
 
 
 @pytest.mark.parametrize("option", ["work", "target"])

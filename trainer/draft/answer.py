@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two engines that answer prompts: token ids in, token ids out, each prompt with a seed of its own."""
 
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from aerie.trainer.draft.child import Counter
 from aerie.trainer.draft.recipe import Answers
 
 Asked = list[tuple[list[int], int]]
@@ -17,9 +20,29 @@ CACHE = 512 << 20
 """Bytes for keys and values on a CPU, where vLLM would else take its share of all memory."""
 
 
+def counting(counter: Counter) -> Callable[..., Any]:
+    """A bar for vLLM's `use_tqdm` that shows nothing and counts what is finished."""
+    from tqdm import tqdm  # type: ignore[import-untyped]  # its stubs are a package of their own
+
+    class Counting(tqdm):  # type: ignore[misc]  # untyped
+        def update(self, n: float | None = 1) -> bool | None:
+            # vLLM has another bar, of the prompts it was given.
+            if self.desc.startswith("Processed"):
+                counter.value += int(n or 0)
+            shown: bool | None = super().update(n)
+            return shown
+
+    return partial(Counting, file=io.StringIO(), mininterval=3600)
+
+
 @contextmanager
-def answer_with_vllm(target: Path, answers: Answers, temperature: float, context: int) -> Iterator[Answer]:
-    """Yield what answers through vLLM; meant for a process of its own (child.py). `context` counts positions."""
+def answer_with_vllm(
+    target: Path, answers: Answers, temperature: float, context: int, counter: Counter
+) -> Iterator[Answer]:
+    """Yield what answers through vLLM; meant for a process of its own (child.py).
+
+    `context` counts positions; `counter` is raised by one for each answer.
+    """
     import torch
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
@@ -42,7 +65,7 @@ def answer_with_vllm(target: Path, answers: Answers, temperature: float, context
         sampling = [
             SamplingParams(temperature=temperature, max_tokens=answers.max_tokens, seed=seed) for _, seed in asked
         ]
-        outputs = engine.generate(prompts, sampling, use_tqdm=False)
+        outputs = engine.generate(prompts, sampling, use_tqdm=counting(counter))
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     try:
@@ -52,7 +75,7 @@ def answer_with_vllm(target: Path, answers: Answers, temperature: float, context
 
 
 @contextmanager
-def answer_in_process(target: Path, answers: Answers, temperature: float) -> Iterator[Answer]:
+def answer_in_process(target: Path, answers: Answers, temperature: float, counter: Counter) -> Iterator[Answer]:
     """Yield what answers through transformers, one prompt after another; for tiny targets."""
     import torch
 
@@ -74,6 +97,7 @@ def answer_in_process(target: Path, answers: Answers, temperature: float) -> Ite
             else:
                 answer.append(int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)))
             ids = torch.tensor([[answer[-1]]])
+        counter.value += 1
         return answer
 
     yield lambda asked: [one(prompt, seed) for prompt, seed in asked]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aerie.artefacts import write_json
+from aerie.progress import Bar
 from aerie.trainer.draft.child import Child
 from aerie.trainer.draft.in_process import states_in_process
 from aerie.trainer.draft.recipe import Capture
@@ -76,9 +77,11 @@ def store(target: Path, documents: list[Answered], ids: tuple[int, ...], setting
     missing = [job for job in jobs if not job[1].exists()]
     if missing:
         opening = Opening(target, ids, settings, max(map(len, documents)), folder / TEACHER, folder / ".states")
-        with _writer(opening) as write:
+        total, left = (sum(len(one) for part, _ in some for one in part) for some in (jobs, missing))
+        with Bar("capture", total, "tokens", done=total - left) as bar, _writer(opening) as write:
             for job in missing:
                 write(job)
+                bar.advance(sum(map(len, job[0])))
 
 
 def parts(documents: list[Answered], shard_tokens: int) -> Iterator[list[Answered]]:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from aerie.trainer.draft.lifeline import die_with
 
@@ -26,8 +26,24 @@ SETTINGS = {
     # Pinning the engine's threads to cores would fight with whatever else the machine runs.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
+DEFAULTS = {
+    # Its messages would stand between ours: about loading, compiling, every request.
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
 PATIENCE_S = 60.0
 """For an engine to end by itself."""
+
+
+class Counter(Protocol):
+    """A number that two processes see."""
+
+    value: int
+
+
+def new_counter(value: int = 0) -> Counter:
+    """A counter to hand to a Child, which raises it."""
+    counter: Counter = multiprocessing.get_context("spawn").Value("q", value)
+    return counter
 
 
 class ChildError(RuntimeError):
@@ -96,6 +112,8 @@ def _serve(connection: Connection, parent: int, open_: Open[Any, Any], arguments
     # An answer may take an hour; an orphan would hold the memory that the next run needs.
     die_with(parent)
     os.environ.update(SETTINGS)
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
     try:
         with open_(*arguments) as call:
             while True:

@@ -11,6 +11,9 @@ from torch import Tensor
 from aerie.draft_models.checkpoint import write_draft
 from aerie.draft_models.modeling import Eagle3Head
 
+TOLD = ("documents", "tokens", "supervised_tokens", "left_out_as_too_long", "left_out_as_too_short")
+"""What a checkpoint says of the data that it was trained on."""
+
 
 def export(
     head: Eagle3Head,
@@ -21,7 +24,7 @@ def export(
     data: Mapping[str, Any],
 ) -> None:
     """Write `directory` atomically: config.json, model.safetensors, and provenance.json with the training's curve."""
-    record = {**provenance, "data": {key: data[key] for key in ("documents", "tokens", "supervised_tokens")}}
+    record = {**provenance, "data": {key: data[key] for key in TOLD if key in data}}
     write_draft(directory, head.config, tensors_of(head, weights), {**record, "curve": history})
 
 

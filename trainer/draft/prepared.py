@@ -18,7 +18,7 @@ from aerie.trainer.draft.data import Captured
 from aerie.trainer.draft.initial import initial_head, warm_start
 from aerie.trainer.draft.prompts import Chat, load_prompts, without
 from aerie.trainer.draft.recipe import DraftRecipe, Head
-from aerie.trainer.draft.regenerate import FILE, read_answers, regenerate
+from aerie.trainer.draft.regenerate import FILE, asked_for, read_answers, regenerate
 from aerie.trainer.draft.stages import stage, target_hashes
 from aerie.trainer.draft.stream import Streamed, open_source
 from aerie.trainer.draft.support import check_basis, check_same_vocabulary, check_served
@@ -57,6 +57,11 @@ class Prepared:
         kept = recipe.model_copy(update={"capture": recipe.capture.model_copy(update={"disk_budget_gib": None})})
         held_back = prepare(kept, validated, 0.0, files, make)
         data = open_source(captured, recipe.target, recipe.capture)
+        description = read_description(captured)
+        left_out = {
+            "left_out_as_too_long": asked_for(trained, recipe.answers) - description["documents"],
+            "left_out_as_too_short": description["documents"] - len(data),
+        }
         if isinstance(data, Streamed) and not make:
             data.close()
             raise RecipeError(
@@ -68,7 +73,7 @@ class Prepared:
             data=data,
             validation=Captured(held_back),
             teacher=Teacher.load(captured / TEACHER),
-            description=read_description(captured),
+            description=description | left_out,
             target=identify_target(recipe.target),
             target_files=files,
         )

@@ -1,43 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The live line of a training: throughput, loss, accuracy per step, simulated acceptance length."""
+"""How far a training is: throughput, loss, accuracy per step, simulated acceptance length."""
 
 from typing import Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from aerie.draft_models.modeling import Eagle3Head
+from aerie.progress import Bar
 from aerie.trainer.draft.loop import Entry, Update
 
 
 class TrainingProgress:
-    """A rich progress bar over updates; a context manager and a watcher of the loop."""
+    """A bar over updates; a context manager and a watcher of the loop."""
 
     def __init__(self, updates: int, hidden: bool = False) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
-            disable=hidden,
-        )
-        self._task = self._progress.add_task("draft", total=updates, text="")
+        self._bar = Bar("training", updates, "updates", hidden=hidden)
         self._rate: float | None = None
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        self._bar.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._bar.__exit__()
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self._progress.print(text)
+        self._bar.say(text)
 
     def started(self, update: int) -> None:
         """Show where an earlier run stopped."""
-        self._progress.update(self._task, completed=update)
+        self._bar.begin_at(update)
 
     def updated(self, update: Update) -> None:
         """One update is done."""
@@ -45,11 +36,9 @@ class TrainingProgress:
         self._rate = speed if self._rate is None else 0.95 * self._rate + 0.05 * speed
         pairs = zip(update.hits_S, update.seen_S, strict=True)
         accuracy = " ".join(f"{hits / max(1, seen):.0%}" for hits, seen in pairs)
-        text = f"{self._rate:,.0f} tokens/s  loss {update.loss:.3f}  right {accuracy}"
+        text = f"{self._rate:,.0f} tokens/s, loss {update.loss:.3f}, right {accuracy}"
         phase = update.phase.replace("_", " ")
-        self._progress.update(
-            self._task, completed=update.number, description=f"{phase}, epoch {update.epoch}", text=text
-        )
+        self._bar.update(update.number, text, f"training, {phase}, epoch {update.epoch}")
 
     def epoch_ended(self, entry: Entry) -> None:
         """Print a validation result above the bar."""

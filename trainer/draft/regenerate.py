@@ -7,6 +7,7 @@ turn is it text, without its reasoning, as chat templates render it.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aerie.artefacts import write_atomic
+from aerie.progress import Bar
 from aerie.trainer.draft.answer import Answer, answer_in_process, answer_with_vllm
-from aerie.trainer.draft.child import Child
+from aerie.trainer.draft.child import Child, Counter, new_counter
 from aerie.trainer.draft.prompts import Chat
 from aerie.trainer.draft.recipe import Answers
 from aerie.trainer.draft.support import check_tokenizer
@@ -61,14 +63,23 @@ def regenerate(target: Path, chats: list[Chat], answers: Answers, temperature: f
     starts = range(0, len(chats), answers.part)
     paths = {start: folder / f"part_{start:07}.jsonl" for start in starts}
     if missing := [start for start in starts if not paths[start].exists()]:
-        with _engine(target, answers, temperature, turns.context) as ask:
+        asked = {start: asked_for(chats[start : start + answers.part], answers) for start in starts}
+        counter = new_counter(sum(count for start, count in asked.items() if start not in missing))
+        bar = Bar("answers", sum(asked.values()), "answers", done=counter.value, count=lambda: int(counter.value))
+        with bar, _engine(target, answers, temperature, turns.context, counter) as ask:
+            done = int(counter.value)
             for start in missing:
                 seed = answers.seed + start * turns.stride
                 write_answers(paths[start], turns.answer(chats[start : start + answers.part], seed, ask))
+                # Those without room count as done; while the part was answered, the engine counted.
+                counter.value = done = done + asked[start]
     everything = [one for path in paths.values() for one in read_answers(path)]
     if not everything:
         room = f"{answers.max_tokens} of {turns.context} positions"
         raise RecipeError(f"answers.max_tokens: no prompt leaves room for {room}")
+    if left_out := asked_for(chats, answers) - len(everything):
+        room = f"{answers.max_tokens} (answers.max_tokens) of {turns.context} positions"
+        print(f"answers: {left_out} are left out, as their prompts leave no room for {room}", file=sys.stderr)
     write_answers(folder / FILE, everything)
     for path in paths.values():
         path.unlink()
@@ -84,6 +95,18 @@ def write_answers(path: Path, answered: list[Answered]) -> None:
 def read_answers(path: Path) -> list[Answered]:
     """What `write_answers` wrote."""
     return [Answered(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def places(chat: Chat, answers: Answers) -> list[int]:
+    """Where in a chat the answers belong: its assistant turns, if all are asked for, and its end."""
+    if answers.turns == "last":
+        return [len(chat)]
+    return [index for index, turn in enumerate(chat) if index and turn["role"] == "assistant"] + [len(chat)]
+
+
+def asked_for(chats: list[Chat], answers: Answers) -> int:
+    """Answers that these chats ask for, those that find no room included."""
+    return sum(len(places(chat, answers)) for chat in chats)
 
 
 class _Turns:
@@ -113,7 +136,7 @@ class _Turns:
             for (index, prompt), ids in zip(asked.items(), generated, strict=True):
                 found[index].append(Answered(prompt, ids))
                 said = spoken(self._tokenizer, prompt, ids)
-                place = self._places(chats[index])[turn]
+                place = places(chats[index], self._answers)[turn]
                 if said is not None and place < len(chats[index]):
                     histories[index][place] = {"role": "assistant", "content": said}
                 elif said is None:
@@ -121,19 +144,13 @@ class _Turns:
                     del histories[index]
         return [one for documents in found for one in documents]
 
-    def _places(self, chat: Chat) -> list[int]:
-        """Where in a chat the answers belong: its assistant turns, if all are asked for, and its end."""
-        if self._answers.turns == "last":
-            return [len(chat)]
-        return [index for index, turn in enumerate(chat) if index and turn["role"] == "assistant"] + [len(chat)]
-
     def _asked(self, chats: list[Chat], histories: dict[int, list[dict[str, str]]], turn: int) -> dict[int, list[int]]:
         """Token ids of each chat's prompt for its next answer; chats without one, or without room for it, leave."""
         asked = {}
         for index in list(histories):
-            places = self._places(chats[index])
-            if turn < len(places):
-                ids = self._render(histories[index][: places[turn]])
+            ends = places(chats[index], self._answers)
+            if turn < len(ends):
+                ids = self._render(histories[index][: ends[turn]])
                 if len(ids) + self._answers.max_tokens <= self.context:
                     asked[index] = ids
                     continue
@@ -162,11 +179,11 @@ def spoken(tokenizer: "PreTrainedTokenizerBase", prompt_ids: list[int], answer_i
 
 
 @contextmanager
-def _engine(target: Path, answers: Answers, temperature: float, context: int) -> Iterator[Answer]:
+def _engine(target: Path, answers: Answers, temperature: float, context: int, counter: Counter) -> Iterator[Answer]:
     if answers.engine == "transformers":
-        with answer_in_process(target, answers, temperature) as ask:
+        with answer_in_process(target, answers, temperature, counter) as ask:
             yield ask
     else:
         opened: Callable[..., Any] = answer_with_vllm
-        with Child(opened, target, answers, temperature, context) as child:
+        with Child(opened, target, answers, temperature, context, counter) as child:
             yield child.ask

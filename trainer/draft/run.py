@@ -18,6 +18,7 @@ from aerie.trainer.draft.prepared import Prepared, short_hash
 from aerie.trainer.draft.progress import TrainingProgress
 from aerie.trainer.draft.recipe import DraftRecipe
 from aerie.trainer.draft.recorder import Recorder
+from aerie.trainer.draft.support import check_files
 from aerie.trainer.output import check_apart, check_output
 
 
@@ -26,7 +27,7 @@ def run(recipe_path: Path, prepare_only: bool = False) -> Path:
     recipe = DraftRecipe.read(recipe_path)
     if not prepare_only:
         return run_recipe(recipe)
-    _check_output(recipe)
+    _check_paths(recipe)
     with Prepared.of(recipe) as prepared:
         return prepared.folders[0]
 
@@ -36,7 +37,7 @@ def run_recipe(recipe: DraftRecipe) -> Path:
 
     Raises RecipeError, DataError, TrainingError.
     """
-    _check_output(recipe)
+    _check_paths(recipe)
     training = recipe.training
     processes = Processes(training.accumulate, training.sharding)
     with ExitStack() as stack:
@@ -66,7 +67,8 @@ def run_recipe(recipe: DraftRecipe) -> Path:
     return recipe.output
 
 
-def _check_output(recipe: DraftRecipe) -> None:
+def _check_paths(recipe: DraftRecipe) -> None:
     check_apart(recipe.output, work=recipe.work, target=recipe.target, start=recipe.head.start)
     portable_recipe = portable(recipe.model_dump(mode="json"))
     check_output(recipe.output, CARD, portable_recipe, lambda card: card["recipe"])
+    check_files(recipe.target)

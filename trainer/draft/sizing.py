@@ -9,13 +9,15 @@ W target vocabulary, A aux layers, S steps of the training-time test, R rows (po
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from aerie.draft_models.contract import DraftConfig, tensor_shapes
 from aerie.trainer.draft.capture import layer_ids
 from aerie.trainer.draft.prepared import head_config
-from aerie.trainer.draft.recipe import DraftRecipe
+from aerie.trainer.draft.prompts import load_prompts
+from aerie.trainer.draft.recipe import DraftRecipe, JsonlPrompts
 from aerie.trainer.recipe import RecipeError
 
 if TYPE_CHECKING:
@@ -138,10 +140,13 @@ class Sizes:
         description = {"target": target.shape, "aux_hidden_state_layer_ids": ids}
         return cls(recipe, target, head_config(recipe.head, description, None), prompt_tokens, processes)
 
-    @property
+    @cached_property
     def documents(self) -> int:
-        """Training chats. Raises RecipeError when the recipe does not say how many."""
-        if (count := self.recipe.prompts.count) is None:
+        """Training chats: those of the file, where it is there. Raises RecipeError when nobody says how many."""
+        prompts = self.recipe.prompts
+        if isinstance(prompts, JsonlPrompts) and prompts.path.is_file():
+            return len(load_prompts(prompts))
+        if (count := prompts.count) is None:
             raise RecipeError("prompts.count: give the number of chats, or the plan cannot tell sizes and times")
         return count
 

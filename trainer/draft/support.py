@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aerie.draft_models.targets import registry, supports_eagle3
+from aerie.quant.errors import QuantError
+from aerie.quant.header import read_header
 from aerie.trainer.recipe import RecipeError
 
 ROTATED = re.compile(r"quarot|spinquant|rotat|hadamard|transform_config", re.IGNORECASE)
@@ -43,7 +46,10 @@ def check_tokenizer(target: Path) -> None:
 
 def check_same_vocabulary(start: Path, target: Path) -> None:
     """Raise RecipeError when a head to start from was made for another vocabulary than the target's."""
-    theirs, ours = _config(start).get("vocab_size"), _text_config(target)["vocab_size"]
+    config = _config(start)
+    # The speculators format keeps it with the layer.
+    theirs = (config.get("transformer_layer_config") or config).get("vocab_size")
+    ours = _text_config(target)["vocab_size"]
     if theirs != ours:
         raise RecipeError(
             f"head.start: {start} drafts for a vocabulary of {theirs} tokens, the target has {ours}; start from a head "
@@ -60,18 +66,32 @@ def check_same_vocabulary(start: Path, target: Path) -> None:
 
 
 def check_served(target: Path) -> None:
-    """Raise RecipeError when vLLM knows no EAGLE-3 for the target's architecture; imports vLLM's class of it."""
-    from vllm import ModelRegistry
-    from vllm.model_executor.models.interfaces import supports_eagle3
-
+    """Raise RecipeError when vLLM's class for the target hands out no hidden states, as EAGLE-3 needs."""
     names = _config(target).get("architectures") or []
-    known = [ModelRegistry.models[name] for name in names if name in ModelRegistry.models]
-    if not known:
+    if not any(name in registry() for name in names):
         raise RecipeError(f"target: vLLM does not serve {', '.join(names) or 'a model without architectures'}")
-    if not supports_eagle3(known[0].load_model_cls()):
+    if any(supports_eagle3(name) is False for name in names):
         raise RecipeError(
             f"target: vLLM's {names[0]} has no EAGLE-3 interface (SupportsEagle3), so a head for it could not be served"
         )
+
+
+def check_files(target: Path) -> None:
+    """Raise RecipeError when a target is no folder of a whole checkpoint; reads headers, no weights."""
+    if not target.is_dir():
+        raise RecipeError(
+            f"target: {target} is not a folder; give that of a main model (`hf download NAME --local-dir FOLDER` "
+            f"fetches one of the hub)"
+        )
+    _config(target)
+    shards = sorted(target.glob("*.safetensors"))
+    if not shards:
+        raise RecipeError(f"target: {target} has no *.safetensors; save the weights so, as docs/checkpoints.md shows")
+    try:
+        for shard in shards:
+            read_header(shard)
+    except QuantError as error:
+        raise RecipeError(f"target: {error}") from error
 
 
 def _rotations(value: object, where: str) -> Iterator[str]:

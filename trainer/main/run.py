@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`aerie train main`: corpus → tokenizer → model → checkpoint, resumable, with its provenance."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from aerie.trainer.main.data import Documents, RightPadding, segments
 from aerie.trainer.main.recipe import MainRecipe
 from aerie.trainer.main.tokenizer import train_tokenizer
 from aerie.trainer.output import check_output
+from aerie.trainer.recipe import RecipeError
 
-CARD = "aerie.json"
+CARD, RECIPE = "aerie.json", "recipe.json"
 TOKENIZER_DOCUMENTS = 4000
 
 
@@ -127,6 +129,7 @@ def run(recipe_path: Path) -> Path:
     recipe = MainRecipe.read(recipe_path)
     dumped = recipe.model_dump(mode="json")
     check_output(recipe.output, CARD, dumped, lambda card: card["provenance"]["arguments"])
+    work = _work(recipe, dumped)
     corpus = recipe.corpus
     train_dialogues = list(dialogues("train", corpus.documents, corpus.seed))
     texts = ("".join(text for text, _ in segments(one)) for one in train_dialogues[:TOKENIZER_DOCUMENTS])
@@ -135,7 +138,6 @@ def run(recipe_path: Path) -> Path:
     validation = Documents(
         list(dialogues("validation", corpus.validation_documents, corpus.seed)), tokenizer, recipe.seed
     )
-    work = recipe.output.with_name(f"{recipe.output.name}.work")
     pad = int(tokenizer.pad_token_id or 0)
     model = build_model(recipe, int(tokenizer.eos_token_id or 0), pad)
     if recipe.optimisation.compile:
@@ -161,3 +163,17 @@ def run(recipe_path: Path) -> Path:
         files = sorted(path.name for path in staging.iterdir())
         write_json(staging / CARD, {**_card(recipe, trainer, train, perplexity), "files": files})
     return recipe.output
+
+
+def _work(recipe: MainRecipe, dumped: object) -> Path:
+    """The folder of the training's checkpoints; raises RecipeError where those of another recipe are in it."""
+    work = recipe.output.with_name(f"{recipe.output.name}.work")
+    begun = work / RECIPE
+    if work.is_dir() and any(work.glob("checkpoint-*")):
+        known = json.loads(begun.read_text(encoding="utf-8")) if begun.is_file() else None
+        if known is not None and known != dumped:
+            raise RecipeError(
+                f"output: {work} holds the checkpoints of another recipe; remove it, or choose another folder"
+            )
+    write_json(begun, dumped)
+    return work

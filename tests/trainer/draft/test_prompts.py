@@ -117,6 +117,20 @@ def test_answers_go_on_from_the_parts_that_were_saved(recipe: DraftRecipe, tmp_p
     assert read_answers(killed / "answers.jsonl") == whole
 
 
+def test_prompts_that_leave_no_room_are_counted(
+    target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = [{"role": "user", "content": "hello doctor " * 40}]
+    answers = _answers(turns="last")
+    (answered,) = regenerate(target, [Chat(longer), Chat([USER])], answers, 0.0, tmp_path)
+    assert len(answered.answer_ids) <= 6
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "answers: 0 of 2 answers"
+    assert lines[-1] == (
+        "answers: 1 are left out, as their prompts leave no room for 6 (answers.max_tokens) of 127 positions"
+    )
+
+
 def test_answers_need_room(target: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"answers\.max_tokens"):
         regenerate(target, [Chat([USER])], _answers(max_tokens=126), 0.0, tmp_path)

@@ -19,7 +19,7 @@ from aerie.draft_models.modeling import Eagle3Head
 from aerie.trainer.draft.data import Batch
 from aerie.trainer.draft.loss import training_time_test
 from aerie.trainer.draft.plan import DEVICES, comment, hours
-from aerie.trainer.draft.recipe import DraftRecipe
+from aerie.trainer.draft.recipe import DraftRecipe, JsonlPrompts
 from aerie.trainer.draft.sizing import Sizes, Target, saved_bytes
 from aerie.trainer.draft.target import Teacher
 from aerie.trainer.recipe import RecipeError
@@ -187,6 +187,17 @@ def test_activations_are_those_that_autograd_keeps(
         training_time_test(head, teacher, batch, steps, 0.8)
     measured = sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in ours)
     assert saved_bytes(head.config, rows, steps, length, precision) == pytest.approx(measured, rel=0.1)
+
+
+def test_the_chats_of_a_file_are_counted(write: Callable[[dict[str, Any]], Path]) -> None:
+    target = write(QWEN3_8B)
+    chats, recipe = target / "chats.jsonl", recipe_for(target)
+    chats.write_text('{"prompt": "hello"}\n' * 60)
+    for count, documents in ((20_000, 60), (7, 7), (None, 60)):
+        prompts = JsonlPrompts(path=chats, count=count)
+        assert Sizes.of(recipe.model_copy(update={"prompts": prompts})).documents == documents
+    elsewhere = JsonlPrompts(path=target / "later.jsonl", count=20_000)
+    assert Sizes.of(recipe.model_copy(update={"prompts": elsewhere})).documents == 20_000
 
 
 def test_the_plan_is_printed_without_anything_being_run(write: Callable[[dict[str, Any]], Path]) -> None:

@@ -71,6 +71,7 @@ def test_from_prompts_to_a_served_checkpoint(recipe: DraftRecipe, tmp_path: Path
     assert "model.safetensors" in record["inputs"]
     assert [entry["epoch"] for entry in record["curve"]] == [0, 1]
     assert record["data"]["documents"] == 14
+    assert (record["data"]["left_out_as_too_long"], record["data"]["left_out_as_too_short"]) == (0, 0)
 
 
 def test_trainings_share_captured_data(recipe: DraftRecipe, tmp_path: Path) -> None:

@@ -111,6 +111,13 @@ def test_a_recipe_names_the_field_that_is_wrong(tmp_path: Path) -> None:
         MainRecipe.read(path)
 
 
+def test_checkpoints_of_another_recipe_are_not_gone_on_from(tmp_path: Path) -> None:
+    (tmp_path / "main.work/checkpoint-2").mkdir(parents=True)
+    (tmp_path / "main.work/recipe.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"^output: .*main\.work holds the checkpoints of another recipe; remove it"):
+        run(_recipe(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # A perplexity with this much of the router's loss in it would overflow.
