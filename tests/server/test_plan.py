@@ -149,6 +149,23 @@ def test_a_revision_is_of_a_repository(monkeypatch: pytest.MonkeyPatch, make_che
             make_plan(settings(model=name, revision="v2"))
 
 
+def test_a_draft_may_be_a_folder_of_a_repository(
+    monkeypatch: pytest.MonkeyPatch, make_checkpoint: MakeCheckpoint
+) -> None:
+    model, draft, fetched = make_checkpoint(), make_checkpoint("snapshot/drafts/small"), dict[str, object]()
+
+    def snapshot(repository: str, **named: object) -> str:
+        fetched.update(named, repository=repository)
+        return str(draft.parent.parent)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert make_plan(settings(model=str(model), draft="owner/name/drafts/small")).draft == draft
+    assert fetched["repository"] == "owner/name"
+    patterns = fetched["allow_patterns"]
+    assert isinstance(patterns, list)
+    assert "drafts/small/*.safetensors" in patterns
+
+
 def test_statistics_and_usage_are_on_by_default(make_checkpoint: MakeCheckpoint) -> None:
     model, draft = make_checkpoint("m"), make_checkpoint("d")
     flags = engine_flags(make_plan(settings(model=str(model), draft=str(draft))))
