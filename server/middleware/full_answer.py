@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from aerie.server.anthropic_errors import ROUTE as MESSAGES
 from aerie.server.exchange import CURRENT
 from aerie.server.responses import RESPONSES, mark_incomplete
 
@@ -54,6 +55,14 @@ def _cut_calls(body: bytes) -> bytes:
     return _dump(answer)
 
 
+def _cut_message(body: bytes) -> bytes:
+    """`stop_reason` of a message that `max_tokens` cut after a call of its own."""
+    exchange = CURRENT.get()
+    if exchange is None or not exchange.cut or b'"tool_use"' not in body:
+        return body
+    return _dump(json.loads(body) | {"stop_reason": "max_tokens"})
+
+
 def _cut_response(body: bytes) -> bytes:
     """`status` of the item that `max_output_tokens` cut."""
     if b'"incomplete"' not in body:
@@ -62,7 +71,11 @@ def _cut_response(body: bytes) -> bytes:
     return _dump(answer) if mark_incomplete(answer) else body
 
 
-CORRECTIONS: Mapping[str, Callable[[bytes], bytes]] = {CHAT: _cut_calls, RESPONSES: _cut_response}
+CORRECTIONS: Mapping[str, Callable[[bytes], bytes]] = {
+    CHAT: _cut_calls,
+    MESSAGES: _cut_message,
+    RESPONSES: _cut_response,
+}
 
 
 def _dump(answer: dict[str, Any]) -> bytes:

@@ -183,3 +183,15 @@ async def test_a_chat_that_is_cut_within_its_second_call_says_so(client: Client,
         await JSONResponse({"choices": [{"index": 0, "finish_reason": "tool_calls"}]})(scope, receive, send)
 
     assert (await ask(client, inner, CHAT)).json()["choices"][0]["finish_reason"] == finish
+
+
+@pytest.mark.parametrize(("cut", "reason"), [(set(), "tool_use"), ({0}, "max_tokens")])
+async def test_so_does_a_message_of_anthropic_s(client: Client, cut: set[int], reason: str) -> None:
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = CURRENT.get()
+        assert exchange is not None
+        exchange.cut |= cut
+        message = {"content": [{"type": "tool_use"}], "stop_reason": "tool_use"}
+        await JSONResponse(message)(scope, receive, send)
+
+    assert (await ask(client, inner, MESSAGES)).json()["stop_reason"] == reason
