@@ -116,7 +116,7 @@ class LimitedConnection(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         """No request came in time."""
-        self._socket.close_now()
+        self._end("no request came")
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -206,7 +206,7 @@ class LimitedConnection(HttpToolsProtocol):
         if not ranked:
             return False
         _, least = min(ranked, key=lambda pair: pair[0])
-        least._socket.close_now()
+        least._end("it made room")
         return True
 
     def _parse(self, data: memoryview) -> None:
@@ -243,13 +243,17 @@ class LimitedConnection(HttpToolsProtocol):
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + bytes(response.body))
 
+    def _end(self, reason: str) -> None:
+        log.debug("closed %s: %s", self.client, reason)
+        self._socket.close_now()
+
     def _wait_for_request(self) -> None:
         self._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _expect_headers(self) -> None:
         if self._deadline is None:
-            self._deadline = self.loop.call_later(self.limits.header_seconds, self._socket.close_now)
+            self._deadline = self.loop.call_later(self.limits.header_seconds, self._end, "its headers did not end")
 
     def _stop_waiting(self) -> None:
         if self._deadline is not None:

@@ -66,9 +66,9 @@ class Exchange:
             if self._end.done():
                 await self._tell(self._end.result())
                 await asyncio.wait({task}, timeout=ABORT_SECONDS)
-            elif self._complete and (error := task.exception()) is not None:
+            elif self._complete and (task.cancelled() or task.exception() is not None):
                 # The client has its answer. uvicorn would close the connection, on which it may have asked again.
-                log.error("an application failed after its answer", exc_info=error)
+                log.error("an application failed after its answer", exc_info=_failure(task))
             else:
                 task.result()
         finally:
@@ -154,6 +154,10 @@ class Exchanges:
 def is_event_stream(head: Message) -> bool:
     """Whether the answer that begins so is a stream of events."""
     return any(name.lower() == b"content-type" and b"text/event-stream" in value for name, value in head["headers"])
+
+
+def _failure(task: "asyncio.Future[None]") -> BaseException | None:
+    return asyncio.CancelledError() if task.cancelled() else task.exception()
 
 
 async def _ended(task: "asyncio.Future[None]") -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]  # its stubs are a package of their own
 import partial_json_parser  # type: ignore[import-untyped]  # has none
 import regex  # type: ignore[import-untyped]  # its stubs are a package of their own
-from openai import APIConnectionError, AsyncOpenAI
+from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 SCHEMA: dict[str, Any] = {
@@ -130,36 +130,14 @@ def collect(chunks: Iterable[ChatCompletionChunk]) -> Answer:
     return answer
 
 
-def causes(error: BaseException | None) -> str:
-    """An error and what it came of; httpcore hides the last of it."""
-    told = []
-    while error is not None:
-        told.append(repr(error))
-        error = error.__cause__ or error.__context__
-    return " <- ".join(told)
-
-
-async def ask_all(
-    client: AsyncOpenAI, asked: Sequence[Case], at_once: int, model: str, broken: list[str]
-) -> dict[Case, Answer]:
-    """Every case's answer; the client raises for whatever is none.
-
-    A case whose connection broke before an answer began is asked once more, as clients do by themselves, and what
-    broke it is left in `broken`.
-    """
+async def ask_all(client: AsyncOpenAI, asked: Sequence[Case], at_once: int, model: str) -> dict[Case, Answer]:
+    """Every case's answer; the client raises for whatever is none."""
     gate = asyncio.Semaphore(at_once)
-
-    async def ask_once(case: Case) -> Answer:
-        answer = await client.chat.completions.create(model=model, **case.fields())
-        return collect([chunk async for chunk in answer]) if case.stream else read(answer)
 
     async def ask(case: Case) -> Answer:
         async with gate:
-            try:
-                return await ask_once(case)
-            except APIConnectionError as error:
-                broken.append(f"{case}: {causes(error)}")
-            return await ask_once(case)
+            answer = await client.chat.completions.create(model=model, **case.fields())
+            return collect([chunk async for chunk in answer]) if case.stream else read(answer)
 
     return dict(zip(asked, await asyncio.gather(*map(ask, asked)), strict=True))
 

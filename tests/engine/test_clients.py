@@ -282,14 +282,11 @@ async def test_anthropic_s_errors_are_the_client_s_own(claude: Either) -> None:
 
 
 async def test_a_thousand_requests_of_all_kinds(server: "Server", key: tuple[str, Path]) -> None:
-    broken: list[str] = []
     async with openai.AsyncOpenAI(base_url=f"{server.address}/v1", api_key=key[0], max_retries=0, timeout=600) as gpt:
-        answers = await ask_all(gpt, cases(PROMPTS), AT_ONCE, MODEL, broken)
+        answers = await ask_all(gpt, cases(PROMPTS), AT_ONCE, MODEL)
         # A near tie may fall either way in other company.
-        alone = await ask_all(gpt, differing(answers), 1, MODEL, broken)
+        alone = await ask_all(gpt, differing(answers), 1, MODEL)
     assert len(answers) >= 1000
-    # On CI, and nowhere else, one of them has met a reset; by whom is not known. More would be a fault of the server's.
-    assert len(broken) <= 3, broken
     assert faults(answers) == []
     assert differing(alone) == []
     assert len(alone) < len(answers) / 100

@@ -116,11 +116,12 @@ async def test_half_open_ones_keep_nobody_out(serve: Serve) -> None:
             writer.close()
 
 
-async def test_what_fails_after_its_answer_breaks_no_second_one(serve: Serve) -> None:
+@pytest.mark.parametrize("failure", [ZeroDivisionError, asyncio.CancelledError])
+async def test_what_fails_after_its_answer_breaks_no_second_one(serve: Serve, failure: type[BaseException]) -> None:
     async def late(scope: Scope, receive: Receive, send: Send) -> None:
         await hello(scope, receive, send)
         await asyncio.sleep(0.1)
-        raise ZeroDivisionError
+        raise failure
 
     async with serve(late) as port, kept(port) as (reader, writer), asyncio.timeout(SOON):
         await asyncio.sleep(0.3)
