@@ -23,7 +23,7 @@ class MalformedRequest(ApiError):  # noqa: N818
     status = 400
     type = "invalid_request_error"
     code = "invalid_http"
-    message = "This is no valid HTTP/1.1 request."
+    message = "This is no valid HTTP request."
     closes = True
 
 
@@ -62,7 +62,7 @@ class UnsupportedVersion(ApiError):  # noqa: N818
     status = 505
     type = "invalid_request_error"
     code = "unsupported_http_version"
-    message = "This server speaks HTTP/1.1."
+    message = "This server speaks version 1.1 of HTTP."
     closes = True
 
 
