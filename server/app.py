@@ -60,6 +60,7 @@ def middleware(settings: ServeSettings, house: House, keys: KeyRing | None) -> l
         max_bytes=settings.max_body_bytes,
         seconds=settings.body_seconds,
         max_depth=settings.max_json_depth,
+        max_values=settings.max_json_values,
     )
     deadlines = Middleware(
         Deadlines,

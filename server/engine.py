@@ -12,7 +12,6 @@ import os
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ from aerie.server.middleware.request_rules import RequestRules
 from aerie.server.middleware.scrub import Scrub
 from aerie.server.models import model_routes
 from aerie.server.occupancy import Capacity
-from aerie.server.openapi import describe
+from aerie.server.openapi import describe, description_route
 from aerie.server.plan import Plan
 from aerie.server.readiness import Stage
 from aerie.server.settings import ServeSettings
@@ -83,6 +82,7 @@ class VllmEngine:
         """The FastAPI application of vLLM over the engine, with its lifespan running."""
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
+        from vllm.renderers.chat_utils import load_chat_template
 
         await self.client.reset_mm_cache()
         tasks = await self.client.get_supported_tasks()
@@ -92,13 +92,11 @@ class VllmEngine:
         app.state.server = SimpleNamespace(should_exit=False)
         self.kernels = (await self.client.collective_rpc("aerie_kernels"))[0]
         models = app.state.openai_serving_models
-        # The first route that matches answers.
-        app.router.routes[:0] = model_routes(models).routes
-        facts = read_facts(self.client)
-        theirs = app.openapi
-        # As FastAPI's documentation says it is done; made when it is first asked for.
+        facts = read_facts(self.client, load_chat_template(self.arguments.chat_template))
         names = [path.name for path in models.base_model_paths]
-        app.openapi = cache(lambda: describe(theirs(), facts, self.settings, names))  # type: ignore[method-assign]
+        described = description_route(lambda: describe(app.openapi(), facts, self.settings, names))
+        # The first route that matches answers.
+        app.router.routes[:0] = [described, *model_routes(models).routes]
         async with app.router.lifespan_context(app), AsyncExitStack() as stack:
             if facts.xgrammar:
                 checker = await asyncio.to_thread(grammar_checker, self.client, self.settings)

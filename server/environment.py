@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Variables of the environment that a server decides before vLLM is imported.
 
-The operator's own win, but for the kernels' choice, which is an option of ours that has read its variable already.
+The operator's own win, but for what is an option of ours: the kernels' choice, and how many stop strings there may be.
 """
 
 import os
@@ -17,6 +17,8 @@ step: its own 1,024 of half a MiB and more fill up over hours. See docs/operatio
 def set_environment(plan: Plan) -> None:
     """What vLLM, its libraries and our plugin in its processes read there; to be set before they are imported."""
     os.environ[kernel_choice.CHOICE_VARIABLE] = plan.settings.int4_kernel
+    # Read when vLLM's models of requests are imported; 4 by default.
+    os.environ["VLLM_MAX_STOP_STRINGS"] = str(plan.settings.max_stop_strings)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", plan.settings.log_level.upper())
     # Every checkpoint is on disk by now; a lookup on a model hub could only delay or fail the start.

@@ -23,7 +23,11 @@ class AccessSettings(BaseModel):
     )
     insecure_no_auth: bool = option("Access", False, "Listen beyond the loopback address although there are no keys.")
     key_concurrency: int | None = option(
-        "Access", None, "Most requests of one key at a time; more are answered 429.", default_text="no limit", ge=1
+        "Access",
+        None,
+        "Most answers of one key at a time, each of a request's prompts × `n` counted; more are answered 429.",
+        default_text="no limit",
+        ge=1,
     )
     cors_origins: Name | None = option(
         "Access",
@@ -100,6 +104,9 @@ class LimitSettings(BaseModel):
         "Limits", ByteSize(4 << 20), "Longest body of a request.", default_text="4MiB", ge=1024
     )
     max_json_depth: int = option("Limits", 64, "Deepest nesting of a body's objects and arrays.", ge=4, le=200)
+    max_json_values: int = option(
+        "Limits", 1 << 16, "Most strings (keys included), objects and arrays of a body.", ge=1024
+    )
     unknown_fields: UnknownFields = option(
         "Limits", "refuse", "Fields that no API of the route has: answer 400 by name, or leave them out."
     )
@@ -109,6 +116,9 @@ class LimitSettings(BaseModel):
     max_choices: int = option("Limits", 8, "Largest `n`.", ge=1, le=128)
     max_prompts: int = option("Limits", 64, "Most prompts of one completion request.", ge=1, le=1024)
     max_messages: int = option("Limits", 1024, "Most messages of one chat request.", ge=1)
+    max_parts: int = option(
+        "Limits", 4096, "Most content parts of the messages of one request together, and most `documents`.", ge=1
+    )
     max_tools: int = option("Limits", 128, "Most tools of one chat request.", ge=1)
     max_logprobs: int = option("Limits", 20, "Largest `top_logprobs`, `logprobs` and `prompt_logprobs`.", ge=0)
     max_stop_strings: int = option("Limits", 16, "Most `stop` strings, each of 256 characters at most.", ge=1)

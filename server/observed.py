@@ -7,6 +7,7 @@ step. Neither is a stable interface: this file is what to read again with anothe
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +22,7 @@ from aerie.server.exchange import CURRENT, Exchange
 from aerie.server.grammars.checker import GrammarChecker
 from aerie.server.grammars.constraints import Constraint, GrammarStopped, final, hold, stated
 from aerie.server.progress import Step
+from aerie.server.rules.sampling import GREEDY_ONCE
 from aerie.server.telemetry import PROBE, Telemetry
 
 COMPLETIONS = "/v1/completions"
@@ -45,17 +47,19 @@ class ObservedLLM(AsyncLLM):
             options["reasoning_ended"] = _held_from_start(exchange, options.get("reasoning_ended"))
         constraint = await self._tried(sampling_params, exchange)
         answered = False
+        sampling_params, choices = greedy_once(sampling_params)
         self.telemetry.began(request_id)
         try:
             async with aclosing(super().generate(prompt, sampling_params, request_id, **options)) as outputs:
                 async for output in outputs:
                     answered = output.finished
-                    if exchange is not None:
-                        self._end(output, sampling_params, exchange)
                     if answered:
                         self._tell(output)
                         self._refuse_failed(output, constraint, exchange)
-                    yield output
+                    given = repeated(output, choices)
+                    if exchange is not None:
+                        self._end(given, sampling_params, exchange)
+                    yield given
         except Exception:
             answered = True  # refused by vLLM: the engine owes nothing for it
             raise
@@ -149,6 +153,29 @@ def _held_from_start(exchange: Exchange, asked: bool | None) -> bool | None:
         return True
     body = exchange.scope.get("state", {}).get("body") or {}
     return None if body.get("include_reasoning") is False else asked
+
+
+def greedy_once(sampling_params: SamplingParams) -> tuple[SamplingParams, int]:
+    """What to generate, and how often to give it: several greedy answers are one, and vLLM takes no `n` for them."""
+    marks = sampling_params.extra_args or {}
+    if GREEDY_ONCE not in marks:
+        return sampling_params, 1
+    once = sampling_params.clone()
+    once.extra_args = {name: value for name, value in marks.items() if name != GREEDY_ONCE} or None
+    # As `SamplingParams` itself does where the temperature is 0.
+    once.n, once.temperature, once.top_p, once.top_k, once.min_p = 1, 0.0, 1.0, 0, 0.0
+    return once, sampling_params.n
+
+
+def repeated(output: RequestOutput, choices: int) -> RequestOutput:
+    """The same output with its answer `choices` times, of the indices 0, 1 and so on."""
+    if choices == 1:
+        return output
+    answer, again = output.outputs[0], copy(output)
+    again.outputs = [copy(answer) for _ in range(choices)]
+    for index, choice in enumerate(again.outputs):
+        choice.index = index
+    return again
 
 
 class StepLogger(StatLoggerBase):

@@ -115,7 +115,7 @@ class Occupancy:
         return Weight(self.capacity.sequences + queued, self.capacity.tokens + self._queued_tokens)
 
     def check(self, weight: Weight) -> None:
-        """Refuse what would overflow the queue. One that is alone is always let in, however large.
+        """Refuse what would overflow the queue. One that is alone is always let in, however long.
 
         Raises:
             Overloaded: with the time that the queue takes to drain, as measured.

@@ -4,9 +4,15 @@
 What the rules hold inside a value (grammars, control tokens) is theirs; names, types, ranges and statuses are here.
 """
 
-from collections.abc import Iterator
+import asyncio
+import json
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 import aerie
 from aerie.server.anthropic_errors import speaks_anthropic
@@ -14,9 +20,11 @@ from aerie.server.middleware.authenticate import OPEN_PATHS
 from aerie.server.middleware.known_routes import ROUTES
 from aerie.server.page import FILES
 from aerie.server.rules.check import SALT
+from aerie.server.rules.control import CHAT_PARTS
 from aerie.server.rules.facts import Facts
-from aerie.server.rules.fields import EXTENSIONS, HARMLESS, NOT_SERVED
-from aerie.server.rules.messages import CHAT_PARTS, MEDIA_FIELDS, TEXT_ITEMS, TEXT_PARTS, TOOL_TYPES
+from aerie.server.rules.fields import EXTENSIONS, NOT_SERVED
+from aerie.server.rules.messages import MEDIA_FIELDS, TEXT_ITEMS, TEXT_PARTS, TOOL_TYPES
+from aerie.server.rules.official import HARMLESS, ONLY, REFUSED
 from aerie.server.rules.sampling import ID_LISTS, SMALLEST_MIN_P, ranges
 from aerie.server.settings import ServeSettings
 
@@ -35,7 +43,6 @@ OWN = {
 MEDIA_TYPES = {"/metrics": "text/plain", "/docs": "text/html"}
 TEXT = TEXT_PARTS | TOOL_TYPES | TEXT_ITEMS
 OF_VLLM: dict[str, Schema] = {
-    "top_p": {"exclusiveMinimum": 0},
     "allowed_token_ids": {"minItems": 1},
     "seed": {"anyOf": [{"type": "integer", "minimum": -(1 << 63), "maximum": (1 << 63) - 1}, {"type": "null"}]},
 }
@@ -58,6 +65,24 @@ ERROR: Schema = {
         }
     },
 }
+
+
+def description_route(make: Callable[[], Schema]) -> Route:
+    """`/openapi.json`, in the place of FastAPI's, which makes the description on the event loop: seconds for vLLM's.
+
+    It is made once, beside the loop, when it is first asked for.
+    """
+    made: list[asyncio.Task[bytes]] = []
+
+    def page() -> bytes:
+        return json.dumps(make()).encode()
+
+    async def answer(request: Request) -> Response:
+        if not made or (made[0].done() and made[0].exception() is not None):
+            made[:] = [asyncio.create_task(asyncio.to_thread(page))]
+        return Response(await asyncio.shield(made[0]), media_type="application/json")
+
+    return Route("/openapi.json", answer)
 
 
 def describe(theirs: Schema, facts: Facts, settings: ServeSettings, names: list[str]) -> Schema:
@@ -104,7 +129,11 @@ def _responses(path: str, operation: Schema) -> Schema:
 
 def _narrowed(model: Schema, path: str, facts: Facts, settings: ServeSettings) -> Schema:
     """The model of a request without what may not be set, and with the bounds of the rules."""
-    fields = {name: dict(field) for name, field in model["properties"].items() if name not in NOT_SERVED}
+    fields = {
+        name: dict(field)
+        for name, field in model["properties"].items()
+        if name not in NOT_SERVED and name not in REFUSED.get(path, ())
+    }
     for name, (low, high) in ranges(facts, settings).items():
         if name in fields:
             fields[name] |= {"minimum": low, "maximum": high}
@@ -126,6 +155,7 @@ def _narrowed(model: Schema, path: str, facts: Facts, settings: ServeSettings) -
         if name in fields:
             fields[name] |= {"minItems": 1, "minLength": 1}
     fields |= {name: {} for name in HARMLESS.get(path, ()) if name not in fields}
+    fields |= {name: {"enum": [None, value]} for name, value in ONLY.get(path, {}).items()}
     required = [name for name in model.get("required", ()) if name in fields]
     if "prompt" in fields and path == "/v1/completions":  # vLLM's alternative to it is not served
         required = ["prompt"]

@@ -18,7 +18,10 @@ GENERATING: Final = (
 )
 """Where a POST occupies the engine until it is answered."""
 
-LISTED: Final = ("/v1/models", "/tokenize", "/detokenize", "/version", "/docs", "/openapi.json")
+TOKENIZING: Final = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
+"""Where a POST takes the server's own time: let in as a request of one sequence."""
+
+LISTED: Final = ("/v1/models", *TOKENIZING, "/version", "/docs", "/openapi.json")
 OTHER: Final = "other"
 LABELS: Final = (*OBSERVED, *GENERATING, *LISTED, OTHER)
 
@@ -28,6 +31,11 @@ def label(path: str) -> str:
     if path.startswith("/v1/models/"):
         return "/v1/models"
     return path if path in LABELS else OTHER
+
+
+def works(method: str, path: str) -> bool:
+    """Whether a request takes a place until it is answered."""
+    return method == "POST" and path in (*GENERATING, *TOKENIZING)
 
 
 def generates(method: str, path: str) -> bool:

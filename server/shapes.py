@@ -47,6 +47,7 @@ class Shape:
         self.items_of: list[object] = []
         self.values_of: list[object] = []
         self.open = False
+        self.nullable = False
         for annotation in annotations:
             self._add(annotation)
 
@@ -55,9 +56,11 @@ class Shape:
         if isinstance(annotation, type) and annotation in JSON_KINDS:
             self.kinds |= JSON_KINDS[annotation]
         elif annotation is None or annotation is types.NoneType:
-            pass
+            self.nullable = True
         elif origin is typing.Literal:
-            self.kinds |= {type(value) for value in typing.get_args(annotation)} - {types.NoneType}
+            kinds = {type(value) for value in typing.get_args(annotation)}
+            self.kinds |= kinds - {types.NoneType}
+            self.nullable |= types.NoneType in kinds
         elif origin in (list, tuple, set, frozenset) or _is_iterable(origin):
             self.kinds.add(list)
             self.items_of += typing.get_args(annotation)[:1]
@@ -105,13 +108,13 @@ class Shapes:
         return self._made[key]
 
 
-def check_shape(
-    value: object, shape: Shape, path: str, unknown: Callable[[dict[str, Any], str, BadRequest], None]
-) -> None:
-    """Hold a value against its shape. `unknown(object, key, refusal)` decides about a field that no model has.
+def check_shape(value: object, shape: Shape, path: str, ignores: Callable[[dict[str, Any], str], bool | None]) -> None:
+    """Hold a value against its shape, and leave out fields that are null where null is no value of theirs.
+
+    `ignores(object, key)` decides about a field that no model has: left out (True), kept (None) or refused (False).
 
     Raises:
-        BadRequest: a value of another type than the field's.
+        BadRequest: a field that no model has, or a value of another type than the field's.
     """
     if value is None or shape.open:
         return
@@ -124,16 +127,20 @@ def check_shape(
         if shape.items.kinds == {int} and all(type(item) is int for item in value):
             return
         for index, item in enumerate(value):
-            check_shape(item, shape.items, f"{path}[{index}]", unknown)
+            check_shape(item, shape.items, f"{path}[{index}]", ignores)
     elif isinstance(value, dict):
         for key, inner in list(value.items()):
             where = member(path, key)
-            if key in shape.fields:
-                check_shape(inner, shape.fields[key], where, unknown)
+            if (field := shape.fields.get(key)) is not None:
+                if inner is None and not field.nullable and not field.open:
+                    del value[key]
+                check_shape(inner, field, where, ignores)
             elif shape.values_of or not shape.models:
-                check_shape(inner, shape.values, where, unknown)
-            else:
-                unknown(value, key, _unknown_field(key, where, shape))
+                check_shape(inner, shape.values, where, ignores)
+            elif (ignored := ignores(value, key)) is False:
+                raise _unknown_field(key, where, shape)
+            elif ignored:
+                del value[key]
 
 
 def _unknown_field(key: str, where: str, shape: Shape) -> BadRequest:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """JSON as RFC 8259 has it, and no more: what Python's parser lets through besides is refused with its path.
 
-Refused are NaN and infinities (also as 1e309), integers beyond 64 bits, duplicate keys, lone surrogates, deep nesting.
+Refused are NaN and infinities (also as 1e309), integers beyond 64 bits, duplicate keys, lone surrogates, deep nesting,
+and more values than allowed, which are counted before anything is made of them.
 """
 
 import json
@@ -22,12 +23,16 @@ class Flaw:
     reason: str
 
 
-def parse(body: bytes, max_depth: int) -> Any:  # noqa: ANN401 - any JSON value
-    """The value of a body.
+def parse(body: bytes, max_depth: int, max_values: int | None = None) -> Any:  # noqa: ANN401 - any JSON value
+    """The value of a body with at most `max_values` strings, objects and arrays.
 
     Raises:
         BadRequest: it is no JSON, or holds what is refused; `param` is the path to that.
     """
+    if max_values is not None and count_values(body, max_values) > max_values:
+        raise BadRequest(
+            None, f"The body has more than {max_values} strings, keys, objects and arrays.", "invalid_json"
+        )
     try:
         value = json.loads(
             body.decode("utf-8"),
@@ -40,8 +45,26 @@ def parse(body: bytes, max_depth: int) -> Any:  # noqa: ANN401 - any JSON value
         raise _too_deep("") from None
     except ValueError:  # UnicodeDecodeError and JSONDecodeError are
         raise BadRequest(None, "The body is not JSON in UTF-8.", "invalid_json") from None
-    _look(value, "", max_depth)
+    check_value(value, "", max_depth)
     return value
+
+
+def count_values(text: bytes, most: int) -> int:
+    """The strings (keys are some), objects and arrays of a JSON text: more than `most` only where there are more.
+
+    As Python objects they take many times their own bytes: `[],` becomes 64 bytes of memory. Numbers are bounded well
+    enough by the length of the text.
+    """
+    estimate = text.count(b'"') // 2 + text.count(b"[") + text.count(b"{")
+    if estimate <= most:
+        return estimate
+    # Exactly, now that it matters: prose and program text are full of brackets and escaped quotes.
+    unescaped = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    count = unescaped.count(b'"') // 2
+    if count <= most:
+        outside = b"".join(unescaped.split(b'"')[::2])
+        count += outside.count(b"[") + outside.count(b"{")
+    return count
 
 
 def member(path: str, key: str) -> str:
@@ -51,7 +74,12 @@ def member(path: str, key: str) -> str:
     return f"{path}.{shown}" if path else shown
 
 
-def _look(value: object, path: str, depth_left: int) -> None:
+def check_value(value: object, path: str, depth_left: int) -> None:
+    """Hold a parsed value against what is refused.
+
+    Raises:
+        BadRequest: a flaw of the text it was parsed from, half a surrogate pair, or deeper nesting than `depth_left`.
+    """
     if isinstance(value, Flaw):
         raise BadRequest(path or None, f"{path or 'The body'}: {value.reason}.", "invalid_json")
     if isinstance(value, str):
@@ -62,10 +90,10 @@ def _look(value: object, path: str, depth_left: int) -> None:
         if isinstance(value, dict):
             for key, inner in value.items():
                 _check_text(key, path)
-                _look(inner, member(path, key), depth_left - 1)
+                check_value(inner, member(path, key), depth_left - 1)
         elif not all(type(inner) is int for inner in value):  # token ids are the longest lists
             for index, inner in enumerate(value):
-                _look(inner, f"{path}[{index}]", depth_left - 1)
+                check_value(inner, f"{path}[{index}]", depth_left - 1)
 
 
 def _check_text(text: str, path: str) -> None:

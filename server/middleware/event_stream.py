@@ -93,7 +93,7 @@ class _Stream:
     def _error(self, event: bytes) -> ApiError:
         """The error that an event of vLLM's tells."""
         body = clean(event.partition(b"data: ")[2])
-        error = engine_error(body) or EngineError(500)
+        error = engine_error(body, self._scope) or EngineError(500)
         if error.status >= 500:
             request_id = self._scope["state"].get("request_id")
             log.error("request %s: the engine's stream failed: %s", request_id, body[:500])

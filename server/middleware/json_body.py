@@ -2,7 +2,9 @@
 """The body of a request: read once, bounded in size and time, parsed strictly, and replayed."""
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,8 +13,16 @@ from aerie.server.errors import ApiError, answer
 from aerie.server.refusals import BadRequest, BodyTooLarge, BodyTooSlow, WrongMediaType
 from aerie.server.strict_json import parse
 
-LARGE_BYTES = 64 << 10
-"""Bodies of this length take a millisecond to parse; longer ones are parsed in a thread, beside the event loop."""
+LARGE_BYTES = 16 << 10
+"""Bodies of this length take a few milliseconds to parse and to hold against the rules."""
+
+
+T = TypeVar("T")
+
+
+async def off_the_loop(size: int, work: Callable[[], T]) -> T:
+    """What `work` returns for a body of `size` bytes: of a large one it runs in a thread, beside the event loop."""
+    return await asyncio.to_thread(work) if size > LARGE_BYTES else work()
 
 
 class ClientLeft(Exception):  # noqa: N818 - not an error: nobody waits for an answer
@@ -25,11 +35,12 @@ class JsonBody:
     Leaves the object in `scope["state"]["body"]` and its length in bytes in `["body_bytes"]`.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float, max_depth: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float, max_depth: int, max_values: int) -> None:
         self.app = app
         self.max_bytes = max_bytes
         self.seconds = seconds
         self.max_depth = max_depth
+        self.max_values = max_values
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read one body and pass the request on."""
@@ -82,10 +93,7 @@ class JsonBody:
                 return b"".join(chunks)
 
     async def _parse(self, body: bytes) -> dict[str, Any]:
-        if len(body) > LARGE_BYTES:
-            value = await asyncio.to_thread(parse, body, self.max_depth)
-        else:
-            value = parse(body, self.max_depth)
+        value = await off_the_loop(len(body), partial(parse, body, self.max_depth, self.max_values))
         if not isinstance(value, dict):
             raise BadRequest(None, "The body must be a JSON object.", "invalid_json")
         return value

@@ -1,17 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many requests one key may have at a time."""
+"""How many answers one key may have made at a time."""
 
 from collections import Counter
-from contextlib import ExitStack
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aerie.server.errors import answer
-from aerie.server.refusals import TooManyOfKey
+from aerie.server.refusals import BadRequest, TooManyOfKey
+
+
+class KeySeat:
+    """The places that one request of a key has taken: one from its start, one for each answer from its body on."""
+
+    def __init__(self, running: Counter[str], name: str, most: int) -> None:
+        """Take the first place.
+
+        Raises:
+            TooManyOfKey: there is none.
+        """
+        self._running = running
+        self._name = name
+        self._most = most
+        self._places = 0
+        self.widen(1)
+
+    def widen(self, places: int) -> None:
+        """Have this many places.
+
+        Raises:
+            BadRequest: more than a key may ever have.
+            TooManyOfKey: more than are left.
+        """
+        if places > self._most:
+            asked = f"the request asks for {places} answers (prompts × n)"
+            raise BadRequest("n", f"{asked}, and a key may have {self._most} at a time; send several requests.")
+        if self._running[self._name] + places - self._places > self._most:
+            raise TooManyOfKey
+        self._running[self._name] += places - self._places
+        self._places = places
+
+    def leave(self) -> None:
+        """Give all places back; once is enough."""
+        self._running[self._name] -= self._places
+        self._places = 0
+        if not self._running[self._name]:
+            del self._running[self._name]
 
 
 class KeyConcurrency:
-    """Answers 429 while a key has `most` requests in flight. Inside `Authenticate`, which names the key."""
+    """Answers 429 while a key has `most` answers in the making. Inside `Authenticate`, which names the key.
+
+    Leaves the request's seat in `scope["state"]["key_seat"]`: how many answers it asks for stands in its body.
+    """
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self.app = app
@@ -24,23 +64,21 @@ class KeyConcurrency:
         if name is None:
             await self.app(scope, receive, send)
             return
-        if self.running[name] >= self.most:
-            await answer(TooManyOfKey(), scope, receive, send)
+        try:
+            seat = KeySeat(self.running, name, self.most)
+        except TooManyOfKey as refusal:
+            await answer(refusal, scope, receive, send)
             return
-        self.running[name] += 1
-        with ExitStack() as seat:
-            seat.callback(self._leave, name)
+        scope["state"]["key_seat"] = seat
 
-            async def leaving(message: Message) -> None:
-                # Given back before the client can know: one that keeps exactly `most` requests in flight asks the next
-                # while this one's tasks still end.
-                if message["type"] == "http.response.body" and not message.get("more_body", False):
-                    seat.close()
-                await send(message)
+        async def leaving(message: Message) -> None:
+            # Given back before the client can know: one that keeps exactly `most` requests in flight asks the next
+            # while this one's tasks still end.
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                seat.leave()
+            await send(message)
 
+        try:
             await self.app(scope, receive, leaving)
-
-    def _leave(self, name: str) -> None:
-        self.running[name] -= 1
-        if not self.running[name]:
-            del self.running[name]
+        finally:
+            seat.leave()

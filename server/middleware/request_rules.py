@@ -2,6 +2,7 @@
 """What a request may say to the engine."""
 
 import json
+from functools import partial
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,6 +11,7 @@ from aerie.server.errors import ApiError, answer
 from aerie.server.front_settings import LimitSettings
 from aerie.server.grammars.constraints import Checker, hold, stated
 from aerie.server.keys import Salts
+from aerie.server.middleware.json_body import off_the_loop
 from aerie.server.rules.check import check_body, salt_cache
 from aerie.server.rules.facts import Facts
 
@@ -20,7 +22,8 @@ FRAMING_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 class RequestRules:
     """Refuses bodies that break a rule with 400 and the parameter's name. Stands right before a loaded engine.
 
-    Works on the object that `JsonBody` left in `scope["state"]["body"]`, and passes that on.
+    Works on the object that `JsonBody` left in `scope["state"]["body"]`, and passes that on. Leaves the length of the
+    context in `["context"]`, for what is said of prompts that are too long.
     """
 
     def __init__(self, app: ASGIApp, facts: Facts, limits: LimitSettings, *, grammars: Checker | None = None) -> None:
@@ -36,8 +39,10 @@ class RequestRules:
         state = scope.get("state", {})
         route = scope.get("path", "")
         if scope["type"] == "http" and "body" in state and route in self.facts.shapes:
+            size = state["body_bytes"]
+            state["context"] = self.facts.context
             try:
-                check_body(state["body"], route, self.facts, self.limits)
+                await off_the_loop(size, partial(check_body, state["body"], route, self.facts, self.limits))
                 if self.grammars is not None:
                     await hold(stated(state["body"]), self.grammars)
                 salt_cache(state["body"], route, state.get("key"), self.facts, self.salts)
@@ -45,12 +50,17 @@ class RequestRules:
                 await answer(refusal, scope, receive, send)
                 return
             headers = [(name, value) for name, value in scope["headers"] if name not in FRAMING_HEADERS]
-            scope, receive = {**scope, "headers": headers}, _rewritten(state["body"], receive)
+            written = await off_the_loop(size, partial(_written, state["body"]))
+            scope, receive = {**scope, "headers": headers}, _rewritten(written, receive)
         await self.app(scope, receive, send)
 
 
-def _rewritten(body: dict[str, Any], receive: Receive) -> Receive:
-    """A `receive` that gives the checked object in the place of the bytes it was read from.
+def _written(body: dict[str, Any]) -> bytes:
+    return json.dumps(body).encode()
+
+
+def _rewritten(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the checked object, written anew, in the place of the bytes it was read from.
 
     No two parsers can then differ about those bytes.
     """
@@ -66,6 +76,6 @@ def _rewritten(body: dict[str, Any], receive: Receive) -> Receive:
             message = await receive()
         if message["type"] == "http.disconnect":
             return message
-        return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+        return {"type": "http.request", "body": body, "more_body": False}
 
     return replayed

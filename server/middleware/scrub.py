@@ -54,7 +54,7 @@ class Scrub:
             await answer(EngineError(status), scope, receive, send)
             return
         told = clean(body)
-        if (error := engine_error(told, status)) is not None:
+        if (error := engine_error(told, scope, status)) is not None:
             await answer(error, scope, receive, send)
             return
         headers = [(name, value) for name, value in start.get("headers", ()) if name.lower() != b"content-length"]

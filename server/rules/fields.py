@@ -1,27 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fields that no route knows, that official clients send for nothing, and that vLLM knows but a client may not set."""
+"""Fields that no route knows, that say nothing, and that vLLM knows but a client may not set."""
 
 import json
 from typing import Any
 
 from aerie.server.refusals import BadRequest
+from aerie.server.rules.official import HARMLESS_ANYWHERE
 from aerie.server.shapes import Shape, check_shape
 
-HARMLESS = {
-    "/v1/chat/completions": frozenset(
-        {"store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
-    ),
-    "/v1/responses": frozenset({"safety_identifier", "prompt_cache_retention"}),
-    "/v1/messages": frozenset({"service_tier"}),
-}
-"""Fields of the official APIs that vLLM does not have and that change no answer; they are left out."""
-HARMLESS_ANYWHERE = {
-    "/v1/messages": frozenset({"cache_control", "citations"}),
-    "/v1/messages/count_tokens": frozenset({"cache_control", "citations"}),
-    "/v1/chat/completions": frozenset({"reasoning_content", "cache_control"}),
-}
-KEPT = frozenset({"reasoning_content"})
-"""Not in the model, but read by a validator before it."""
+KEPT = {"/v1/chat/completions": frozenset({"reasoning_content"})}
+"""Not in the models of messages, but read by a validator before them."""
 
 NOT_SERVED = {
     "prompt_embeds": "tensors in requests are not accepted",
@@ -36,6 +24,7 @@ NOT_SERVED = {
     "background": "answers are not kept",
     "previous_response_id": "answers are not kept; send the whole conversation",
     "previous_input_messages": "answers are not kept; send the whole conversation as `input`",
+    "logprob_token_ids": "vLLM would apply it to every request of a step; use `top_logprobs`",
 }
 
 
@@ -44,22 +33,22 @@ EXTENSIONS = {"speculation": "off"}
 
 
 def check_fields(body: dict[str, Any], route: str, shape: Shape, *, ignore: bool) -> None:
-    """Names and types of all fields, nested ones too; leaves out what may be.
+    """Names and types of all fields, nested ones too; leaves out what may be, and known fields that are null.
 
     Raises:
         BadRequest: a field that no model of the route has, or of another type.
     """
-    harmless = HARMLESS.get(route, frozenset())
-    anywhere = HARMLESS_ANYWHERE.get(route, frozenset())
+    kept = KEPT.get(route, frozenset())
+    harmless = HARMLESS_ANYWHERE.get(route, frozenset())
 
-    def unknown(owner: dict[str, Any], key: str, refusal: BadRequest) -> None:
-        if key in anywhere and key in KEPT:
-            return
-        if not (ignore or key in anywhere or (owner is body and key in harmless)):
-            raise refusal
-        del owner[key]
+    def ignores(owner: dict[str, Any], key: str) -> bool | None:
+        if owner is not body and key in kept:
+            return None
+        return ignore or (key in harmless)
 
-    check_shape(body, shape, "", unknown)
+    for name in [name for name, value in body.items() if value is None and name in shape.fields]:
+        del body[name]
+    check_shape(body, shape, "", ignores)
 
 
 def check_served(body: dict[str, Any]) -> None:

@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts and messages: how many, text only, and nothing that reaches behind the chat template."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from aerie.server.front_settings import LimitSettings
 from aerie.server.refusals import BadRequest
+from aerie.server.rules.control import PART_LISTS
 from aerie.server.rules.facts import Facts
 from aerie.server.rules.sampling import check_token
 from aerie.server.strict_json import member
 
-TEXT_PARTS = frozenset(
-    {
-        *("text", "refusal", "thinking", "redacted_thinking", "tool_use", "tool_result", "tool_reference"),
-        *("input_text", "output_text", "reasoning_text", "summary_text"),
-    }
-)
+PART_TEXT = {
+    **dict.fromkeys(("text", "input_text", "output_text", "reasoning_text", "summary_text"), "text"),
+    "refusal": "refusal",
+    "thinking": "thinking",
+}
+"""Types of content parts that are a text, and the field that holds it."""
+TEXT_PARTS = frozenset({*PART_TEXT, "redacted_thinking", "tool_use", "tool_result", "tool_reference"})
 TOOL_TYPES = frozenset({"function"})
 TEXT_ITEMS = frozenset({None, "message", "reasoning", "function_call", "function_call_output"})
 MEDIA_FIELDS = (
     *("image_url", "image", "image_pil", "image_embeds", "input_audio", "audio", "audio_url", "audio_embeds"),
     *("video_url", "video_embeds", "file", "file_id", "file_url", "file_data", "source", "prompt_embeds"),
 )
-CHAT_PARTS = ("messages", "input", "system", "instructions", "tools", "documents", "chat_template_kwargs")
 TEMPLATE_PARAMETERS = frozenset(
     {
         *("chat_template", "tokenize", "conversation", "tools", "documents", "add_generation_prompt", "return_dict"),
@@ -37,16 +37,14 @@ def check_messages(body: dict[str, Any], facts: Facts, limits: LimitSettings) ->
     """Everything that becomes prompt.
 
     Raises:
-        BadRequest: too many, no text, or a control token in a chat's text.
+        BadRequest: too many, or no text.
     """
     _check_prompts(body, facts, limits)
+    _check_counts(body, limits)
     for name in ("messages", "input"):
         items = body.get(name)
-        if isinstance(items, list):
-            if len(items) > limits.max_messages:
-                raise BadRequest(name, f"{name} must have {limits.max_messages} entries at most.")
-            for index, item in enumerate(items):
-                _check_message(item, f"{name}[{index}]")
+        for index, item in enumerate(items if isinstance(items, list) else []):
+            _check_message(item, f"{name}[{index}]")
     _check_parts(body.get("system"), "system")
     for index, tool in enumerate(body.get("tools") or []):
         # Anthropic's have no type; the others of OpenAI's run on the server, and some fetch what they are told to.
@@ -56,12 +54,35 @@ def check_messages(body: dict[str, Any], facts: Facts, limits: LimitSettings) ->
                 path, f"{path}: this server runs no tools; only functions may be named.", "unsupported_content"
             )
     _check_template(body)
-    if limits.control_tokens == "refuse" and facts.control is not None:
-        for name in CHAT_PARTS:
-            for path, text in _texts(body.get(name), name):
-                if found := facts.control.search(text):
-                    reason = f"{path} holds {found.group()}, which would end the message and begin another"
-                    raise BadRequest(path, f"{reason}.", "control_token")
+
+
+def _check_counts(body: dict[str, Any], limits: LimitSettings) -> None:
+    """What takes vLLM's event loop time by its number; counted before anything is done with each."""
+    counted = {"messages": limits.max_messages, "input": limits.max_messages, "documents": limits.max_parts}
+    for name, most in counted.items():
+        entries = body.get(name)
+        if entries == [] and name == "messages":
+            raise BadRequest(name, "messages must have an entry.")
+        if isinstance(entries, list) and len(entries) > most:
+            raise BadRequest(name, f"{name} must have {most} entries at most.")
+    parts_left = limits.max_parts - _parts(body.get("system"))
+    for name in ("messages", "input"):
+        entries = body.get(name)
+        for index, entry in enumerate(entries if isinstance(entries, list) else []):
+            if isinstance(entry, dict):
+                parts_left -= sum(_parts(entry.get(parts)) for parts in (*PART_LISTS, "tool_calls"))
+                if len(entry.get("tools") or []) > limits.max_tools:
+                    path = f"{name}[{index}].tools"
+                    raise BadRequest(path, f"{path} must have {limits.max_tools} entries at most.")
+    if parts_left < 0:
+        name = next(name for name in ("messages", "input", "system") if name in body)
+        raise BadRequest(name, f"{name}: all contents together must have {limits.max_parts} parts and calls at most.")
+
+
+def _parts(parts: object) -> int:
+    if not isinstance(parts, list):
+        return 0
+    return len(parts) + sum(_parts(part.get("content")) for part in parts if isinstance(part, dict))
 
 
 def _check_prompts(body: dict[str, Any], facts: Facts, limits: LimitSettings) -> None:
@@ -73,10 +94,17 @@ def _check_prompts(body: dict[str, Any], facts: Facts, limits: LimitSettings) ->
         lists = [(f"prompt[{index}]", inner) for index, inner in enumerate(prompt)]
     for path, ids in [*lists, ("tokens", body.get("tokens"))]:
         if isinstance(ids, list):
-            for index, token in enumerate(ids):
-                if not isinstance(token, int):
-                    raise BadRequest(f"{path}[{index}]", "A prompt is a string or a list of token ids.", "invalid_type")
-                check_token(token, f"{path}[{index}]", facts)
+            _check_ids(ids, path, facts)
+
+
+def _check_ids(ids: list[Any], path: str, facts: Facts) -> None:
+    for index, token in enumerate(ids):
+        if not isinstance(token, int):
+            raise BadRequest(f"{path}[{index}]", "A prompt is a string or a list of token ids.", "invalid_type")
+        if not 0 <= token < facts.vocabulary:
+            check_token(token, f"{path}[{index}]", facts)
+    if path == "tokens" and len(ids) > facts.context:
+        raise BadRequest(path, f"{path} must have {facts.context} entries at most, the length of the context.")
 
 
 def _check_message(message: object, path: str) -> None:
@@ -91,7 +119,7 @@ def _check_message(message: object, path: str) -> None:
     for name in ("audio", *MEDIA_FIELDS):
         if message.get(name) is not None:
             raise _no_text(member(path, name))
-    for name in ("content", "output", "summary"):
+    for name in PART_LISTS:
         _check_parts(message.get(name), f"{path}.{name}")
 
 
@@ -108,6 +136,9 @@ def _check_parts(parts: object, path: str) -> None:
         for name in MEDIA_FIELDS:
             if part.get(name) is not None:
                 raise _no_text(member(where, name))
+        field = PART_TEXT.get(part["type"])
+        if field is not None and not isinstance(part.get(field), str):
+            raise BadRequest(f"{where}.{field}", f"{where}.{field} must be a string.", "invalid_type")
         _check_parts(part.get("content"), f"{where}.content")
 
 
@@ -120,15 +151,3 @@ def _check_template(body: dict[str, Any]) -> None:
         if name in TEMPLATE_PARAMETERS or not name.isidentifier() or name.startswith("_"):
             path = member("chat_template_kwargs", name)
             raise BadRequest(path, f"{path} is no variable of a chat template.", "unsupported_parameter")
-
-
-def _texts(value: object, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _texts(inner, f"{path}[{index}]")
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield member(path, key), key
-            yield from _texts(inner, member(path, key))

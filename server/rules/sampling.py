@@ -25,7 +25,13 @@ RANGES = {
 }
 ANSWER_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 """The longest answer, by the names of different routes."""
-ID_LISTS = ("stop_token_ids", "allowed_token_ids", "logprob_token_ids", "bad_words")
+ID_LISTS = ("stop_token_ids", "allowed_token_ids", "bad_words")
+CHOICE_ROUTES = ("/v1/chat/completions", "/v1/completions")
+"""Where `n` answers may be asked for."""
+GREEDY_ONCE = "aerie_greedy_once"
+"""The name in `vllm_xargs` under which `server/observed.py` reads that all answers are to be one greedy answer."""
+SMALLEST_TEMPERATURE = 1e-5
+"""VLLM's `_SAMPLING_EPS`: what is below it is greedy."""
 
 
 def ranges(facts: Facts, limits: LimitSettings) -> dict[str, tuple[float, float]]:
@@ -52,12 +58,29 @@ def check_sampling(body: dict[str, Any], facts: Facts, limits: LimitSettings) ->
     """
     for name, (low, high) in ranges(facts, limits).items():
         value = body.get(name)
+        if name == "max_tokens" and value == 0 and body.get("echo") and "prompt" in body:
+            continue  # OpenAI's way to have the prompt scored
         # `logprobs` of a chat is true or false; types were checked before.
         if value is not None and not isinstance(value, bool) and not low <= value <= high:
             raise BadRequest(name, f"{name} must be from {low} up to {high}.")
     _check_stop(body, limits)
     _check_ids(body, facts, limits)
     _check_speculation(body, facts)
+
+
+def make_greedy(body: dict[str, Any], route: str) -> None:
+    """Say in vLLM's words what OpenAI's API has as greedy: `top_p` 0, and several answers at the temperature 0.
+
+    VLLM takes neither. All greedy answers are one and the same, so that one is generated and given `n` times.
+    """
+    temperature = body.get("temperature")
+    if body.get("top_p") == 0:
+        body["temperature"] = temperature = 0
+        del body["top_p"]
+    greedy = temperature is not None and temperature < SMALLEST_TEMPERATURE
+    if greedy and route in CHOICE_ROUTES and (body.get("n") or 1) > 1:
+        body["temperature"] = 1  # `server/observed.py` puts 0 back
+        body["vllm_xargs"] = {**(body.get("vllm_xargs") or {}), GREEDY_ONCE: 1}
 
 
 def _check_stop(body: dict[str, Any], limits: LimitSettings) -> None:

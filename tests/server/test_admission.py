@@ -14,7 +14,7 @@ from aerie.server.house import House
 from aerie.server.occupancy import Capacity, Weight
 from aerie.server.settings import ServeSettings
 
-CHAT = "/v1/chat/completions"
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 SETTINGS = ServeSettings(max_queued_requests=1, max_queued_tokens=1000)
 PLACES = 3
 """Two in the engine, one in the queue."""
@@ -127,6 +127,35 @@ async def test_long_requests_fill_the_queue_before_it_is_full_of_requests() -> N
         page = (await http.get("/metrics")).text
     assert refused.json()["error"]["code"] == "overloaded"
     assert 'aerie:rejected_requests_total{reason="overloaded_tokens"} 1.0' in page.splitlines()
+
+
+async def test_a_request_asks_for_no_more_answers_than_the_engine_makes_at_once() -> None:
+    gate = Gate()
+    gate.open.set()
+    async with client_of(house_of(gate)) as http:
+        fits = await http.post(COMPLETIONS, json={"prompt": ["a"] * (PLACES - 1)})
+        prompts = await http.post(COMPLETIONS, json={"prompt": ["a"] * PLACES})
+        choices = await http.post(CHAT, json={"n": PLACES})
+        both = await http.post(COMPLETIONS, json={"prompt": ["a"] * 64, "n": 8})
+    assert (fits.status_code, gate.inside) == (200, 1)
+    for refused, name in ((prompts, "prompt"), (choices, "n"), (both, "prompt")):
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, name)
+    assert "512 answers" in both.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/v1/messages/count_tokens"])
+async def test_tokenising_waits_in_the_same_queue(path: str) -> None:
+    gate = Gate()
+    house = house_of(gate)
+    async with client_of(house) as http, asyncio.timeout(10):
+        with house.occupancy.holding(Weight(PLACES, 3)):
+            assert (await http.post(path, json={"prompt": "a"})).status_code == 503
+        asked = asyncio.create_task(http.post(path, json={"prompt": "a"}))
+        await gate.entered(1)
+        assert house.occupancy.sequences == 1
+        gate.open.set()
+        assert (await asked).status_code == 200
+    assert house.occupancy.sequences == 0
 
 
 async def test_the_application_reads_the_body_as_it_was_sent() -> None:

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The description of the server, made from one like vLLM's."""
 
+import asyncio
+import threading
 from typing import Any
 
+import httpx
+from starlette.applications import Starlette
+
 from aerie.server.middleware.known_routes import ROUTES
-from aerie.server.openapi import describe
+from aerie.server.openapi import describe, description_route
 from aerie.server.rules.facts import Facts
 from aerie.server.settings import ServeSettings
 
@@ -57,3 +62,22 @@ def test_it_says_which_routes_need_a_key() -> None:
     assert told["security"] == [{name: []} for name in told["components"]["securitySchemes"]]
     open_ones = {path for path, methods in told["paths"].items() if methods.get("get", {}).get("security") == []}
     assert open_ones == {"/livez", "/readyz", "/health"}
+
+
+async def test_it_is_made_once_beside_the_event_loop() -> None:
+    makers: list[int] = []
+
+    def make() -> dict[str, Any]:
+        makers.append(threading.get_ident())
+        if len(makers) == 1:
+            raise ValueError
+        return {"openapi": "3.1.0"}
+
+    application = Starlette(routes=[description_route(make)])
+    transport = httpx.ASGITransport(application, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        assert (await http.get("/openapi.json")).status_code == 500
+        answers = await asyncio.gather(*(http.get("/openapi.json") for _ in range(3)))
+    assert [answer.json() for answer in answers] == [{"openapi": "3.1.0"}] * 3
+    assert len(makers) == 2, "what failed is tried again, what was made is kept"
+    assert threading.get_ident() not in makers

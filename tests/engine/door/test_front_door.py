@@ -5,6 +5,7 @@ What each rule refuses is tested without an engine in `tests/server/door`; here 
 and what is not.
 """
 
+import json
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,71 @@ def test_numbers_and_fan_out(ask: Ask) -> None:
         assert ask(COMPLETIONS, {"prompt": "x", "temperature": value, "max_tokens": 4}).status_code == 200
     assert ask(COMPLETIONS, {"prompt": ["x"] * 100_000}).status_code == 400
     assert ask(COMPLETIONS, {"prompt": ["x"] * 64, "n": 1, "max_tokens": 2}).status_code == 200
+
+
+@pytest.mark.usefixtures("canary")
+def test_greedy_is_what_openai_has_as_greedy(ask: Ask) -> None:
+    body = {"prompt": "A cough", "max_tokens": 12, "logprobs": 2}
+    (greedy,) = ask(COMPLETIONS, {**body, "temperature": 0}).json()["choices"]
+    (nucleus,) = ask(COMPLETIONS, {**body, "top_p": 0, "temperature": 2}).json()["choices"]
+    answer = ask(COMPLETIONS, {**body, "prompt": ["A cough", "A fever"], "temperature": 0, "n": 2}).json()
+    assert nucleus == greedy
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert [choice["text"] for choice in answer["choices"][:2]] == [greedy["text"]] * 2
+    assert answer["choices"][2]["text"] == answer["choices"][3]["text"]
+    assert answer["usage"]["completion_tokens"] == 4 * 12
+    streamed = ask(COMPLETIONS, {**body, "temperature": 0, "n": 2, "stream": True}).text
+    texts = ["", ""]
+    for line in streamed.splitlines():
+        for choice in json.loads(line[6:])["choices"] if line.startswith("data: {") else ():
+            texts[choice["index"]] += choice["text"]
+    assert texts == [greedy["text"]] * 2
+    scored = ask(COMPLETIONS, {**body, "max_tokens": 0, "echo": True}).json()["choices"][0]
+    assert (scored["text"], len(scored["logprobs"]["tokens"])) == ("A cough", len("A cough"))
+
+
+@pytest.mark.parametrize("length", [CONTEXT, CONTEXT + 1, 4 * CONTEXT])
+def test_a_prompt_without_room_for_an_answer_is_told_both_lengths(ask: Ask, length: int) -> None:
+    turns = [{"role": "user", "content": "x" * (length - len(ask("/tokenize", {"messages": [TURN]}).json()["tokens"])
+                                               + len(str(TURN["content"])))}]  # fmt: skip
+    ids = [1] * length
+    for route, body, name in (
+        (COMPLETIONS, {"prompt": "x" * length, "max_tokens": None}, "prompt"),
+        (COMPLETIONS, {"prompt": ids, "max_tokens": 1}, "prompt"),
+        (CHAT, {"messages": turns}, "messages"),
+        (RESPONSES, {"input": turns}, "input"),
+        (ANTHROPIC, {"messages": turns, "max_tokens": 1, "model": "target"}, "messages"),
+    ):
+        answer = ask(route, body)
+        error = answer.json()["error"]
+        told = error.get("details", {"error_code": error.get("code"), "param": error.get("param")})
+        assert (answer.status_code, told) == (400, {"error_code": "context_length_exceeded", "param": name}), error
+        assert str(CONTEXT) in error["message"]
+        assert error["type"] == "invalid_request_error"
+        assert error["message"].startswith("prompt is too long: " if route == ANTHROPIC else "This model's maximum")
+    exact = ask(COMPLETIONS, {"prompt": ids, "max_tokens": 1}).json()["error"]["message"]
+    assert f"{CONTEXT} tokens" in exact
+    assert f"has {length} tokens" in exact
+
+
+def test_vllm_s_own_limits_are_ours(ask: Ask) -> None:
+    stops = [f"\u0001{number}" for number in range(16)]
+    short = {"messages": [TURN], "max_tokens": 2}
+    assert ask(CHAT, {**short, "stop": stops}).status_code == 200
+    assert ask(ANTHROPIC, {**short, "model": "target", "stop_sequences": stops}).status_code == 200
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    for body, param in (
+        ({**short, "tools": tools}, "tools"),
+        ({**short, "tools": tools, "tool_choice": "required"}, "tool_choice"),
+        ({**short, "stop": [""]}, "stop"),
+        ({**short, "response_format": {"type": "x"}}, "response_format.type"),
+        ({**short, "max_tokens": 2, "min_tokens": 3}, "min_tokens"),
+    ):
+        answer = ask(CHAT, body)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+        assert isinstance(error["code"], str)
+        assert "--tool-call-parser" in error["message"] or not param.startswith("tool")
 
 
 @pytest.mark.usefixtures("canary")

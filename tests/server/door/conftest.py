@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import TypeAdapter
 from starlette.types import Receive, Scope, Send
 from tests.server.door.wire import Serve, served
 from xgrammar import TokenizerInfo
@@ -22,10 +23,10 @@ from aerie.server.middleware.full_answer import FullAnswer
 from aerie.server.middleware.request_rules import RequestRules
 from aerie.server.middleware.scrub import Scrub
 from aerie.server.occupancy import Capacity
-from aerie.server.rules.facts import Facts
+from aerie.server.rules.facts import ALL_ROLES, Facts
 from aerie.server.settings import ServeSettings
 from aerie.server.shapes import Shape
-from aerie.server.vllm_facts import request_shapes
+from aerie.server.vllm_facts import request_items, request_shapes
 
 VOCABULARY, CONTEXT = 100, 512
 
@@ -69,7 +70,7 @@ def application() -> Callable[..., Application]:
     def make(inner: Application = _echo, facts: Facts | None = None, **settings: object) -> Application:
         chosen = ServeSettings.model_validate({"allowed_hosts": "*", **settings})
         house = House(chosen)
-        house.occupancy.capacity = Capacity(sequences=8, tokens=1 << 20, longest=CONTEXT)
+        house.occupancy.capacity = Capacity(sequences=16, tokens=1 << 20, longest=CONTEXT)
         app = create_app(chosen, house)
         known = facts or Facts(shapes={}, vocabulary=VOCABULARY, context=CONTEXT, speculative=False)
         grammars = TriedHere() if known.xgrammar else None
@@ -114,12 +115,19 @@ def shapes() -> dict[str, Shape]:
     return request_shapes()
 
 
+@pytest.fixture(scope="session")
+def items() -> dict[str, dict[str, TypeAdapter[object]]]:
+    """What the entries of lists in a body are validated with; imports vLLM."""
+    return request_items()
+
+
 @pytest.fixture
-def facts(shapes: dict[str, Shape]) -> Callable[..., Facts]:
+def facts(shapes: dict[str, Shape], items: dict[str, dict[str, TypeAdapter[object]]]) -> Callable[..., Facts]:
     """`facts(speculative=True)`: a small engine with the fields of vLLM."""
 
-    def make(*, speculative: bool = False) -> Facts:
-        return Facts(shapes, VOCABULARY, CONTEXT, speculative, control_tokens=("<|im_start|>", "<|im_end|>"))
+    def make(*, speculative: bool = False, roles: frozenset[str] = ALL_ROLES) -> Facts:
+        tokens = ("<|im_start|>", "<|im_end|>")
+        return Facts(shapes, VOCABULARY, CONTEXT, speculative, control_tokens=tokens, roles=roles, items=items)
 
     return make
 

@@ -21,6 +21,7 @@ from aerie.server.settings import ServeSettings
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 MakeApplication = Callable[..., Application]
+OPEN = ServeSettings(allowed_hosts="*")
 MESSAGE: dict[str, Any] = {"model": "m", "max_tokens": 8, "messages": [{"role": "user", "content": "Hi"}]}
 
 
@@ -90,13 +91,13 @@ async def test_routes_and_bodies(application: MakeApplication) -> None:
 
 
 async def test_an_engine_that_is_not_there() -> None:
-    error = await refused(create_app(ServeSettings(), House(ServeSettings())))
+    error = await refused(create_app(OPEN, House(OPEN)))
     assert (error.status_code, error.type, error.error_code) == (503, "overloaded_error", "not_ready")
     assert error.response.headers["retry-after"]
 
 
 async def test_a_full_queue() -> None:
-    settings = ServeSettings(max_queued_requests=0)
+    settings = ServeSettings(max_queued_requests=0, allowed_hosts="*")
     house = House(settings)
     with house.occupancy.holding(Weight(1, 1)):
         error = await refused(create_app(settings, house))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who gets in."""
 
-import asyncio
 import hashlib
 import logging
 import subprocess
@@ -12,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.types import Receive, Scope, Send
 
 from aerie.server.errors import BadOption
 from aerie.server.keys import KeyFileError, KeyRing, Salts, make_key, read_keys
@@ -230,48 +228,6 @@ def test_the_command_makes_a_key_and_its_line(tmp_path: Path) -> None:
 def test_a_name_that_would_break_a_line_is_refused(name: str) -> None:
     with pytest.raises(BadOption, match="is no name for a key"):
         make_key(name)
-
-
-async def test_a_key_has_so_many_requests_at_a_time(client: Client, told: Told, key_file: Path) -> None:
-    gate, inside = asyncio.Event(), asyncio.Semaphore(0)
-
-    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        inside.release()
-        await gate.wait()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"{}"})
-
-    alice, bob = {"x-api-key": ALICE}, {"x-api-key": BOB}
-    async with client(slow, api_key_file=str(key_file), key_concurrency=2) as http:
-        running = [asyncio.create_task(http.post(CHAT, json={}, headers=alice)) for _ in range(2)]
-        for _ in running:
-            await inside.acquire()
-        refused = await http.post(CHAT, json={}, headers=alice)
-        other = asyncio.create_task(http.post(CHAT, json={}, headers=bob))
-        await inside.acquire()
-        gate.set()
-        assert [(await task).status_code for task in (*running, other)] == [200] * 3
-        assert (await http.post(CHAT, json={}, headers=alice)).status_code == 200
-    assert (refused.status_code, told(refused)["code"]) == (429, "key_concurrency_exceeded")
-    assert refused.headers["retry-after"] == "1"
-
-
-async def test_a_seat_is_free_when_the_client_has_its_answer(client: Client, key_file: Path) -> None:
-    gate, inside = asyncio.Event(), asyncio.Semaphore(0)
-
-    async def lingering(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"{}"})
-        inside.release()
-        await gate.wait()
-
-    async with client(lingering, api_key_file=str(key_file), key_concurrency=1) as http:
-        asked = []
-        for _ in range(2):
-            asked.append(asyncio.create_task(http.post(CHAT, json={}, headers={"x-api-key": ALICE})))
-            await inside.acquire()
-        gate.set()
-        assert [(await task).status_code for task in asked] == [200] * 2
 
 
 def test_salts_differ_by_key_by_choice_and_by_process() -> None:

@@ -122,6 +122,7 @@ NOT_SERVED: list[tuple[str, str, Any]] = [
     (CHAT, "vllm_xargs", {"kv_transfer_params": "x"}),
     (CHAT, "request_id", "x"),
     (CHAT, "priority", -1),
+    (CHAT, "logprob_token_ids", [1]),
     (RESPONSES, "background", True),
     (RESPONSES, "previous_response_id", "resp_1"),
     (RESPONSES, "previous_input_messages", [{}]),
