@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from aerie.kernels.w4a16_cpu import PER_CHANNEL, unsupported
+from aerie.quant.declared import AUTO_ROUND, AWQ, COMPRESSED_TENSORS, GPTQ, declared, quantization_of
 from aerie.quant.errors import NotACheckpointError
 from aerie.quant.header import read_header
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 EXPERT = re.compile(r"\.experts\.")
-PACKED = {"compressed-tensors": "weight_packed", "gptq": "qweight", "awq": "qweight"}
+PACKED = {COMPRESSED_TENSORS: "weight_packed", **dict.fromkeys((*GPTQ, *AWQ, AUTO_ROUND), "qweight")}
 """By `quant_method`, the tensor that holds a quantised layer's integers."""
 VALUES_PER_WORD = 8
 VOCABULARY_MULTIPLE = 64
@@ -64,9 +65,18 @@ class Survey:
     """A checkpoint's layers."""
 
     quantization: Mapping[str, Any]
-    """`quantization_config` of config.json; empty where there is none."""
-    layers: Mapping[LayerClass, int]
-    """With how many there are of each."""
+    """`quantization_config` of config.json, or what stands in a file of its own; empty where there is none."""
+    by_name: Mapping[str, LayerClass]
+    """Every layer, but those of integers that are not of 4 bits."""
+    packed: frozenset[str] = frozenset()
+    """Names of all layers of packed integers, whatever their bits."""
+    legacy: bool = False
+    """Whether the scheme stands in a file of its own, where vLLM looks only when it is told the method."""
+
+    @property
+    def layers(self) -> Mapping[LayerClass, int]:
+        """Layers alike, and how many there are of each."""
+        return Counter(self.by_name.values())
 
     @property
     def method(self) -> str:
@@ -83,35 +93,16 @@ class Survey:
             return f"{layer.outputs} outputs with zero points are no multiple of {VALUES_PER_WORD}"
         if layer.pattern == "lm_head" and not self._names_lm_head():
             return "lm_head is INT4, but quantization_config does not name it, and vLLM would look for a plain one"
-        if layer.pattern == "lm_head" and self.method in ("gptq", "awq") and layer.outputs % VOCABULARY_MULTIPLE:
+        if layer.pattern == "lm_head" and self.method != COMPRESSED_TENSORS and layer.outputs % VOCABULARY_MULTIPLE:
             return (
                 f"vLLM pads {layer.outputs} outputs of lm_head to a multiple of {VOCABULARY_MULTIPLE}, and loads none"
             )
-        if self.method == "awq" and layer.expert and layer.group_size == PER_CHANNEL:
+        if packs_as_awq(self.quantization) and layer.expert and layer.group_size == PER_CHANNEL:
             return "AWQ experts with one scale an output cannot be loaded by vLLM"
         return None
 
     def _names_lm_head(self) -> bool:
-        if self.method != "compressed-tensors":
-            return bool(self.quantization.get("lm_head", False))
-        targets = [target for group in self._groups() for target in group.get("targets", ())]
-        return any(
-            re.match(target.removeprefix("re:"), "lm_head") if target.startswith("re:") else target == "lm_head"
-            for target in targets
-        )
-
-    def _groups(self) -> list[Mapping[str, Any]]:
-        return list((self.quantization.get("config_groups") or {}).values())
-
-    @property
-    def trouble(self) -> str | None:
-        """Why vLLM loads no such checkpoint at all, None when it may."""
-        if self.method == "gptq" and self.quantization.get("desc_act") and self.quantization.get("group_size") != -1:
-            return "GPTQ with desc_act reorders activations, which vLLM no longer does"
-        orders = {(group.get("weights") or {}).get("actorder") for group in self._groups()}
-        if orders & {"group", "dynamic"}:
-            return "actorder group reorders activations, which vLLM no longer does"
-        return None
+        return declared(self.quantization, "lm_head") is not None
 
 
 def survey(directory: Path) -> Survey:
@@ -120,12 +111,18 @@ def survey(directory: Path) -> Survey:
     Raises:
         NotACheckpointError: config.json or a header is missing or damaged.
     """
+    path = directory / "config.json"
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise NotACheckpointError(f"{directory}: config.json cannot be read ({error})") from error
-    quantization = config.get("quantization_config") or {}
-    return Survey(quantization, layer_classes(headers(sorted(directory.glob("*.safetensors"))), quantization))
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it is no JSON object")
+        quantization, legacy = quantization_of(directory, config)
+    except (OSError, ValueError, TypeError) as error:
+        raise NotACheckpointError(f"{path}: cannot be read ({error}); fetch it again") from error
+    tensors = headers(sorted(directory.glob("*.safetensors")))
+    kind = PACKED.get(str(quantization.get("quant_method", "")))
+    packed = frozenset(layer for layer, _, last in (name.rpartition(".") for name in tensors) if last == kind)
+    return Survey(quantization, layers_by_name(tensors, quantization), packed, legacy)
 
 
 def headers(files: Iterable[Path]) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -133,28 +130,42 @@ def headers(files: Iterable[Path]) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (one.kind, one.shape) for path in files for name, one in read_header(path).items()}
 
 
-def layer_classes(tensors: Headers, quantization: Mapping[str, Any]) -> dict[LayerClass, int]:
-    """Every matrix among the tensors as a layer, quantised ones put together again."""
-    packed = PACKED.get(str(quantization.get("quant_method", ""))) if _is_4_bit(quantization) else None
-    counts: Counter[LayerClass] = Counter()
+def layers_by_name(tensors: Headers, quantization: Mapping[str, Any]) -> dict[str, LayerClass]:
+    """Every matrix among the tensors as a layer, quantised ones put together again; those of other bits are left out."""
+    packed = PACKED.get(str(quantization.get("quant_method", ""))) if _has_4_bits(quantization) else None
+    layers: dict[str, LayerClass] = {}
     for name, (dtype, shape) in sorted(tensors.items()):
         layer, _, kind = name.rpartition(".")
         if packed is not None and kind == packed:
-            counts[_int4(layer, tensors, quantization)] += 1
+            scheme = declared(quantization, layer)
+            if scheme is None or scheme.bits == 4:
+                layers[layer] = _int4(layer, tensors, quantization)
         elif kind == "weight" and len(shape) >= 2:
-            counts[LayerClass(pattern(layer), shape[-2], shape[-1], dtype)] += 1
-    return dict(counts)
+            layers[layer] = LayerClass(pattern(layer), shape[-2], shape[-1], dtype)
+    return layers
 
 
-def _is_4_bit(quantization: Mapping[str, Any]) -> bool:
+def packs_as_awq(quantization: Mapping[str, Any]) -> bool:
+    """Whether integers are packed along the outputs, in AWQ's order."""
+    method, packing = quantization.get("quant_method"), str(quantization.get("packing_format", ""))
+    return method in AWQ or (method == AUTO_ROUND and "awq" in packing)
+
+
+def _has_4_bits(quantization: Mapping[str, Any]) -> bool:
     groups = (quantization.get("config_groups") or {}).values()
-    bits = {(group.get("weights") or {}).get("num_bits") for group in groups} or {quantization.get("bits")}
-    return bits == {4}
+    if groups:
+        return {(group.get("weights") or {}).get("num_bits") for group in groups} == {4}
+    rules = [
+        quantization,
+        *(quantization.get("dynamic") or {}).values(),
+        *(quantization.get("extra_config") or {}).values(),
+    ]
+    return any(rule.get("bits", rule.get("w_bit")) == 4 for rule in rules)
 
 
 def _int4(layer: str, tensors: Headers, quantization: Mapping[str, Any]) -> LayerClass:
     method = quantization["quant_method"]
-    compressed = method == "compressed-tensors"
+    compressed, awq = method == COMPRESSED_TENSORS, packs_as_awq(quantization)
     scales = f"{layer}.{'weight_scale' if compressed else 'scales'}"
     if scales not in tensors:
         raise NotACheckpointError(f"{layer}: has packed integers but no {scales}")
@@ -165,7 +176,9 @@ def _int4(layer: str, tensors: Headers, quantization: Mapping[str, Any]) -> Laye
         inputs, symmetric = VALUES_PER_WORD * second, f"{layer}.weight_zero_point" not in tensors
     else:
         groups, outputs = scale_shape
-        inputs = first if method == "awq" else VALUES_PER_WORD * first
-        symmetric = not quantization.get("zero_point", False) if method == "awq" else bool(quantization.get("sym"))
+        inputs = first if awq else VALUES_PER_WORD * first
+        symmetric = (
+            not quantization.get("zero_point", method == AUTO_ROUND) if awq else bool(quantization.get("sym", True))
+        )
     group_size = PER_CHANNEL if groups == 1 else inputs // groups
     return LayerClass(pattern(layer), outputs, inputs, dtype, group_size, symmetric)

@@ -4,7 +4,8 @@
 They are registered under vLLM's own names, by its public `register_quantization_config`, and change on x86 CPUs:
 * mixtures of experts, for which vLLM has no kernel without AMX (NotImplementedError in its `oracle/int_wna16.py`);
 * float32 activations, which vLLM's AWQ and GPTQ refuse, though a CPU is served in float32;
-* GPTQ with groups other than 32, 64 and 128, which are limits of a GPU's kernel, and with zero points.
+* GPTQ with groups other than 32, 64 and 128, which are limits of a GPU's kernel, and with zero points;
+* GPTQ whose `dynamic` rules name parts of what vLLM fuses, as GPTQModel writes them, on every device.
 On CUDA GPUs, where AERIE_INT4_KERNEL lets our kernel serve, what vLLM would not ask any kernel about: AWQ and GPTQ with
 groups that Marlin does not take, and GPTQ with zero points. All else is vLLM's there.
 Read against vLLM 0.32.0 and 0.33.0; imported by `vllm_linear` once the platform is known.
@@ -40,6 +41,7 @@ from vllm.scalar_type import scalar_types
 from aerie.kernels.w4a16_cpu import PER_CHANNEL
 from aerie.quant.errors import QuantError
 from aerie.quant.kernel_choice import kernel_choice
+from aerie.quant.vllm_dynamic import by_rules
 from aerie.quant.vllm_experts import (
     AerieInt4Experts,
     Format,
@@ -148,7 +150,7 @@ class AerieAWQConfig(AutoAWQConfig):
     @classmethod
     def get_supported_act_dtypes(cls) -> list[torch.dtype]:
         """Types of activations."""
-        return _with_float32(super().get_supported_act_dtypes())
+        return with_float32(super().get_supported_act_dtypes())
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Method:
         """How vLLM is to serve a layer."""
@@ -199,10 +201,12 @@ class AerieGPTQConfig(AutoGPTQConfig):
     @classmethod
     def get_supported_act_dtypes(cls) -> list[torch.dtype]:
         """Types of activations."""
-        return _with_float32(super().get_supported_act_dtypes())
+        return with_float32(super().get_supported_act_dtypes())
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Method:
         """How vLLM is to serve a layer."""
+        if self.dynamic:
+            return by_rules(self, layer, prefix)
 
         def stock() -> Method:
             if self.weight_bits == 4 and not self.is_sym:
@@ -258,7 +262,8 @@ def ours_is_chosen(layer: torch.nn.Module, config: AutoAWQConfig | AutoGPTQConfi
         return False
 
 
-def _with_float32(dtypes: list[torch.dtype]) -> list[torch.dtype]:
+def with_float32(dtypes: list[torch.dtype]) -> list[torch.dtype]:
+    """Types of activations that a configuration of vLLM's allows, and float32 where our kernels for CPUs serve."""
     ours = on_cpu() and kernel_choice() != "vllm"
     return [*dtypes, torch.float32] if ours else dtypes
 

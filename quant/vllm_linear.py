@@ -39,12 +39,13 @@ def register() -> None:
     from vllm.model_executor.kernels.linear import _POSSIBLE_KERNELS
     from vllm.platforms import current_platform
 
-    from aerie.quant import vllm_config
+    from aerie.quant import vllm_auto_round, vllm_config
 
     kernels = _POSSIBLE_KERNELS[current_platform._enum]
     if ours not in kernels:
         kernels.insert(0, ours)
     vllm_config.register()
+    vllm_auto_round.register()
 
 
 def stock_experts_serve(dtype: "torch.dtype") -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from aerie.draft_models.checkpoint import DraftMismatch, is_head, verify_draft
 from aerie.draft_models.headers import read_headers
 from aerie.quant.errors import QuantError
+from aerie.quant.servable import refusal
 from aerie.quant.survey import Survey, survey
 from aerie.server.errors import BadOption
 from aerie.server.plan import Plan
@@ -34,28 +35,28 @@ def check(plan: Plan) -> None:
     check_parallel(plan)
     check_backends(plan)
     check_tokenizer(plan)
-    check_int4(plan, "--model", plan.model)
+    check_weights(plan, "--model", plan.model)
     if plan.draft is not None:
         check_draft(plan, plan.draft)
-        check_int4(plan, "--draft", plan.draft)
+        check_weights(plan, "--draft", plan.draft)
         check_lm_heads(plan, plan.draft)
         check_pipeline(plan)
 
 
-def check_int4(plan: Plan, option: str, folder: Path) -> None:
-    """INT4 layers must be of a shape that is served; in 16 bit on a CPU, and on a GPU, vLLM decides when it loads."""
-    if plan.device != "cpu" or plan.dtype != "float32":
-        return
-    surveyed = look(option, folder)
-    fix = "see what is served with `aerie doctor --model`, and quantise it so"
-    if surveyed.trouble is not None:
-        raise BadOption(option, surveyed.trouble, fix)
+def check_weights(plan: Plan, option: str, folder: Path) -> None:
+    """The checkpoint must be whole and quantised in a way that is served, its INT4 layers of a shape that is."""
+    surveyed, on_cpu = look(option, folder), plan.device == "cpu"
+    if (refused := refusal(surveyed, on_cpu)) is not None:
+        raise BadOption(option, *refused)
+    if not on_cpu or plan.dtype != "float32":
+        return  # vLLM may choose its own kernels, and decides when it loads
     int4 = any(layer.group_size is not None for layer in surveyed.layers)
     if int4 and plan.settings.int4_kernel == "vllm":
         problem = "vLLM's own INT4 kernels take no float32, which a CPU is served in"
         raise BadOption("--int4-kernel", problem, "choose auto, or --dtype bfloat16 where the CPU has it")
     for layer in surveyed.layers:
         if (reason := surveyed.refusal(layer)) is not None:
+            fix = "see what is served with `aerie doctor --model`, and quantise it so"
             raise BadOption(option, f"{layer.pattern} cannot be served: {reason}", fix)
 
 

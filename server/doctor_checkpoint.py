@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aerie.draft_models.checkpoint import DraftMismatch, is_head, verify_alone
+from aerie.quant.servable import refusal
 from aerie.quant.survey import LayerClass, Survey, survey
 from aerie.quant.vllm_linear import Dtype, serving_experts, serving_kernel
 from aerie.server.doctor import Finding
@@ -33,8 +34,8 @@ def checkpoint(folder: Path, dtype: Dtype | None = None) -> Iterator[Finding]:
     if (reason := head_trouble(folder)) is not None:
         yield Finding(folder.name, "missing", reason, "`aerie draft verify` tells it with its target")
         return
-    if surveyed.trouble is not None:
-        yield Finding(folder.name, "missing", surveyed.trouble, FIX)
+    if (refused := refusal(surveyed, device() == "cpu")) is not None:
+        yield Finding(folder.name, "missing", *refused)
         return
     if surveyed.quantization and all(layer.group_size is None for layer in surveyed.layers):
         text = (

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from aerie.draft_models.checkpoint import is_head, overrides
 from aerie.draft_models.contract import GATED_ARCHITECTURES
 from aerie.draft_models.draft_kernels import CHOICE_VARIABLE, DraftKernelsError, ours
+from aerie.quant.declared import quantization_of
 from aerie.server.arguments import parse
 from aerie.server.engine_log import shorten
 from aerie.server.errors import BadOption
@@ -201,6 +202,7 @@ def engine_flags(plan: Plan) -> dict[str, Any]:
         "--gpu-memory-utilization": settings.gpu_memory_utilization,
         "--speculative-config": speculative_config(plan),
         "--per-request-spec-decode-metrics": statistics,
+        **quantization_flags(plan),
         **({} if plan.worker is None else {"--worker-cls": plan.worker}),
         "--worker-extension-cls": KERNELS_EXTENSION,
         **grammar_flags(plan),
@@ -217,6 +219,13 @@ def grammar_flags(plan: Plan) -> dict[str, Any]:
     compact = plan.settings.json_whitespace == "none"
     config = {"backend": "xgrammar", "disable_any_whitespace": compact}
     return {} if "structured_outputs_config" in named else {"--structured-outputs-config": config}
+
+
+def quantization_flags(plan: Plan) -> dict[str, Any]:
+    """The method of a checkpoint whose scheme stands in a file beside config.json, where vLLM looks when told so."""
+    scheme, legacy = quantization_of(plan.model, plan.model_config)
+    named = {base(name) for name in plan.settings.engine_options}
+    return {"--quantization": scheme["quant_method"]} if legacy and "quantization" not in named else {}
 
 
 def speculative_config(plan: Plan) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from aerie.server.tuning import Setup, setup_here
 Device = Literal["cpu", "cuda"]
 CPU_KV_CACHE_BYTES = 512 << 20
 RESTING_WORKER = "aerie.draft_models.vllm_worker.RestingWorker"
+GGUF_FIX = "take the repository that it was made from, and make it INT4 with `aerie quantize`"
 HUB_NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)((?:/[\w-][\w.-]*)*)")
 """A repository, and a folder in it."""
 
@@ -159,6 +160,8 @@ def find_checkpoint(option: str, name: str, revision: str | None = None) -> Path
         return folder.resolve()
     hub = HUB_NAME.fullmatch(name)
     if folder.exists() or hub is None:
+        if name.endswith(".gguf"):
+            raise BadOption(option, f"{name} is GGUF, which vLLM does not load", GGUF_FIX)
         raise BadOption(option, f"{name} is not a folder", "name the folder that holds config.json and *.safetensors")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -180,6 +183,8 @@ def read_config(option: str, folder: Path) -> dict[str, Any]:
         BadOption: a file is missing or not JSON.
     """
     path = folder / "config.json"
+    if any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors")):
+        raise BadOption(option, f"{folder} holds GGUF, which vLLM does not load", GGUF_FIX)
     if not path.is_file():
         where = "the demo is not in this checkout; run `make demo`, or" if folder.parent == demo_home() else "please"
         raise BadOption(option, f"{folder} has no config.json", f"{where} name the folder of a checkpoint")

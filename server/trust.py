@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from aerie.draft_models.checkpoint import is_head
 from aerie.draft_models.contract import GATED_ARCHITECTURES
@@ -24,6 +25,8 @@ CODE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\]")
 CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+REPLACED = ("config.json", "tokenizer_config.json")
+"""Of these, what `auto_map` names has a class of vLLM's or transformers' in its place."""
 
 
 def check_process(settings: ServeSettings, environ: Mapping[str, str], *, optimised: int = sys.flags.optimize) -> None:
@@ -95,38 +98,42 @@ def check_checkpoints(plan: Plan) -> None:
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """One checkpoint: safetensors, JSON and text only. A head may bring a class that vLLM has too: it is not loaded.
+    """One checkpoint: safetensors, JSON and text only, but for code whose class vLLM has itself.
+
+    That is passed over: `trust_remote_code` stays off, with which vLLM and transformers take their own classes or fail.
 
     Raises:
         BadOption: the file.
     """
-    needless = option in ("--draft", "DRAFT") and _has_known_class(folder)
+    needless = _has_known_class(option, folder)
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in CODE_SUFFIXES and not (needless and path.suffix == ".py"):
             fix = "serve a folder that holds safetensors, JSON and text only"
             raise BadOption(option, f"{path.name} in {folder} can run code when it is loaded", fix)
     for name in CONFIGS:
         path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            raise BadOption(option, f"{path} is not JSON", "copy the checkpoint again") from None
-        if _names_code(config) and not needless:
+        if path.is_file() and _names_code(_read(option, path)) and not (needless and name in REPLACED):
             fix = "use a checkpoint whose architecture vLLM has"
             raise BadOption(option, f"{path} names code of its own (auto_map)", fix)
 
 
-def _has_known_class(folder: Path) -> bool:
-    """Whether a folder holds a head whose class vLLM or our plugin has; vLLM takes that unless told to trust others."""
+def _has_known_class(option: str, folder: Path) -> bool:
+    """Whether vLLM or our plugin has the class of a checkpoint; vLLM takes that unless told to trust others."""
+    path = folder / "config.json"
+    names = _read(option, path).get("architectures") if path.is_file() else None
+    if not names:  # heads of some makers name none
+        return path.is_file() and is_head(folder)
+    return all(name in registry() or name in GATED_ARCHITECTURES for name in names)
+
+
+def _read(option: str, path: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        names = config.get("architectures") or []
-        head = is_head(folder)
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return False
-    return head and all(name in registry() or name in GATED_ARCHITECTURES for name in names)
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise BadOption(option, f"{path} is not JSON", "copy the checkpoint again") from None
+    if not isinstance(config, dict):
+        raise BadOption(option, f"{path} is not a JSON object", "copy the checkpoint again")
+    return config
 
 
 def _names_code(value: object) -> bool:

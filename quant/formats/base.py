@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every checkpoint format does: refuse, write, describe itself in config.json, recognise, read."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from aerie.quant.declared import EXPERT as EXPERT
 from aerie.quant.errors import NotQuantisedError
 from aerie.quant.formats.nibbles import VALUES_PER_WORD
 from aerie.quant.weight import Int4Weight, Scheme
 
-EXPERT = re.compile(r"(.*\.experts)\.\d+\.\w+$")
-"""A linear layer of one expert, as checkpoints name it; the group is the name of all experts of its layer."""
 HEAD_MULTIPLE = 64
 """vLLM pads the vocabulary to this, but only where the outputs are a tensor's rows."""
 

@@ -156,16 +156,18 @@ def test_the_experts_of_a_layer_are_counted_by_the_configuration(make_checkpoint
     assert experts(make_checkpoint("inner", text_config={"n_routed_experts": 256})) == 256
 
 
-def test_a_checkpoint_of_another_kind_is_left_to_vllm(make_checkpoint: MakeCheckpoint) -> None:
+@pytest.mark.skipif(device() != "cpu", reason="on a GPU vLLM decides")
+def test_what_serve_would_refuse_is_missing(make_checkpoint: MakeCheckpoint) -> None:
     (finding,) = checkpoint(make_checkpoint(quantization_config={"quant_method": "fp8"}))
-    assert finding.status == "off"
-    assert "fp8" in finding.text
+    assert finding.status == "missing"
+    assert "quant_method fp8 is not served on a CPU" in finding.text
+    assert "aerie quantize" in finding.fix
 
 
 def test_a_folder_that_is_no_checkpoint_is_a_finding(tmp_path: Path) -> None:
     (finding,) = doctor.safely(partial(checkpoint, tmp_path))
     assert (finding.topic, finding.status) == ("checkpoint", "missing")
-    assert "config.json cannot be read" in finding.text
+    assert "config.json: cannot be read" in finding.text
 
 
 def test_a_head_that_no_target_could_be_served_with_is_a_finding(make_checkpoint: MakeCheckpoint) -> None:

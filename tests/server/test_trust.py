@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from aerie.server import trust
 from aerie.server.errors import BadOption
 from aerie.server.keys import make_key
-from aerie.server.plan import make_plan
+from aerie.server.plan import demo_home, make_plan
 from aerie.server.settings import ServeSettings
 
 AERIE = (sys.executable, "-P", "-m", "aerie")
@@ -104,22 +105,57 @@ def test_an_interpreter_without_assertions(make_checkpoint: MakeCheckpoint, tmp_
 @pytest.mark.parametrize("role", ["model", "draft"])
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "x.pt", "x.PTH", "x.pkl", "modeling_x.py", "x.so"])
 def test_files_that_can_run_code(make_checkpoint: MakeCheckpoint, role: str, name: str) -> None:
-    folders = {"model": make_checkpoint("m"), "draft": make_checkpoint("d")}
+    unknown = {"architectures": ["NobodysForCausalLM"]}
+    folders = {"model": make_checkpoint("m", **unknown), "draft": make_checkpoint("d", **unknown)}
     (folders[role] / name).touch()
     plan = make_plan(ServeSettings(model=str(folders["model"]), draft=str(folders["draft"])))
     with pytest.raises(BadOption, match=rf"^--{role}: {name} in .* can run code"):
         trust.check_checkpoints(plan)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    ("architecture", "name", "passes"),
+    [
+        ("NobodysForCausalLM", "config.json", False),
+        ("NobodysForCausalLM", "tokenizer_config.json", False),
+        ("Qwen3ForCausalLM", "config.json", True),
+        ("Qwen3ForCausalLM", "tokenizer_config.json", True),
+        ("Qwen3ForCausalLM", "preprocessor_config.json", False),
+    ],
+)
 @pytest.mark.parametrize("nested", [False, True])
-def test_configurations_that_name_code(make_checkpoint: MakeCheckpoint, name: str, nested: bool) -> None:
-    folder = make_checkpoint()
+def test_code_that_a_configuration_names_is_passed_over_where_vllm_has_the_class(
+    make_checkpoint: MakeCheckpoint, architecture: str, name: str, passes: bool, nested: bool
+) -> None:
+    folder = make_checkpoint(architectures=[architecture])
     code = {"auto_map": {"AutoConfig": "evil.Config"}}
     config = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
     (folder / name).write_text(json.dumps({**config, **({"vision_config": [code]} if nested else code)}))
+    plan = make_plan(ServeSettings(model=str(folder)))
+    if passes:
+        trust.check_checkpoints(plan)
+        return
     with pytest.raises(BadOption, match=r"^--model: .*auto_map"):
-        trust.check_checkpoints(make_plan(ServeSettings(model=str(folder))))
+        trust.check_checkpoints(plan)
+
+
+def test_nothing_of_a_folder_s_code_runs(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.tokenizers import get_tokenizer
+
+    classes = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M", "AutoTokenizer": ["code.T", None]}
+    folder = make_checkpoint(auto_map=classes)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo_home() / "main" / name, folder)
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "auto_map": classes}))
+    ran = tmp_path / "ran"
+    for name in ("code.py", "__init__.py", "sitecustomize.py"):
+        (folder / name).write_text(f"open({str(ran)!r}, 'w').close()\nclass C: ...\nclass M: ...\nclass T: ...\n")
+    trust.check_checkpoints(make_plan(ServeSettings(model=str(folder))))
+    EngineArgs(model=str(folder)).create_model_config()
+    get_tokenizer(str(folder))
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLMEagle3", "Eagle3GatedLlamaForCausalLM"])
