@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What scheme a checkpoint's configuration gives each of its layers, read as vLLM and our classes in it read it.
 
-GPTQ has `dynamic` rules, AutoRound `extra_config`, AWQ `modules_to_not_convert`, compressed-tensors targets and `ignore`.
+GPTQ has `dynamic` rules, AutoRound `extra_config`, AWQ `modules_to_not_convert`, compressed-tensors `ignore`.
 """
 
 import json
@@ -34,8 +34,8 @@ class Declared:
     """The scheme of a quantised layer."""
 
     bits: int
-    group_size: int
-    """PER_CHANNEL for all inputs."""
+    group_size: int | None
+    """PER_CHANNEL for all inputs; None where it is not said."""
 
 
 def quantization_of(folder: Path, config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
@@ -108,10 +108,11 @@ def _compressed_tensors(scheme: Mapping[str, Any], layer: str) -> Declared | Non
     if _names(scheme.get("ignore") or (), layer):
         return None
     for group in (scheme.get("config_groups") or {}).values():
-        targets = group.get("targets") or ()
+        targets = group.get("targets") or ("Linear",)
         if _names(targets, layer) or ("Linear" in targets and layer != "lm_head"):
             weights = group.get("weights") or {}
-            return _plain({"bits": weights.get("num_bits"), "group_size": weights.get("group_size") or PER_CHANNEL})
+            size = PER_CHANNEL if weights.get("strategy") == "channel" else weights.get("group_size")
+            return Declared(weights.get("num_bits") or 0, size)
     return None
 
 

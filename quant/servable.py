@@ -51,7 +51,7 @@ def _method(scheme: Mapping[str, Any]) -> tuple[str, str] | None:
         return f"quant_method {method} is not served on a CPU", PLAIN
     if method == COMPRESSED_TENSORS:
         formats = {group.get("format") or scheme.get("format") for group in _groups(scheme)} or {scheme.get("format")}
-        if wrong := sorted(str(name) for name in formats - {*FORMATS_ON_CPU}):
+        if wrong := sorted(str(name) for name in formats - {*FORMATS_ON_CPU, None}):
             return f"compressed-tensors in the format {', '.join(wrong)} is not served on a CPU", PLAIN
         if "pack-quantized" in formats:
             wrong = [f"{weights.get('num_bits')}-bit {weights.get('type', 'int')}" for weights in _weights(scheme)]
@@ -120,7 +120,7 @@ def _misfit(surveyed: Survey, name: str, layer: LayerClass, scheme: Declared | N
         wrong = name.rpartition(".")[2] in LINEAR
         return "is INT4 in the files and in 16 bit by quantization_config" if wrong else None
     sizes = {layer.group_size, layer.inputs} if layer.group_size == PER_CHANNEL else {layer.group_size}
-    if scheme.group_size not in sizes:
+    if scheme.group_size is not None and scheme.group_size not in sizes:
         return f"has groups of {layer.group_size} in the files and of {scheme.group_size} by quantization_config"
     return None
 

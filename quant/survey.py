@@ -131,7 +131,7 @@ def headers(files: Iterable[Path]) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def layers_by_name(tensors: Headers, quantization: Mapping[str, Any]) -> dict[str, LayerClass]:
-    """Every matrix among the tensors as a layer, quantised ones put together again; those of other bits are left out."""
+    """Every matrix among the tensors as a layer, quantised ones put together again; without those of other bits."""
     packed = PACKED.get(str(quantization.get("quant_method", ""))) if _has_4_bits(quantization) else None
     layers: dict[str, LayerClass] = {}
     for name, (dtype, shape) in sorted(tensors.items()):

@@ -10,6 +10,7 @@ All engines are of one process, which imports vLLM once, and each runs all promp
 an engine starts in 1.5 s. None serves a second checkpoint: schemes differ in the shapes of their tensors.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from itertools import product
@@ -155,3 +156,60 @@ def test_served_logits_are_the_dequantised_model_s(
     assert distance(load_dequantised(int4), found) < TOLERANCE
     # What is served is neither the 16-bit model nor anything that the tolerance would take for it.
     assert distance(AutoModelForCausalLM.from_pretrained(plain[kind], dtype=torch.float32), found) > 10 * TOLERANCE
+
+
+def in_a_file_of_its_own(folder: Path, config: dict[str, Any]) -> None:
+    scheme = config.pop("quantization_config")
+    del scheme["quant_method"]
+    (folder / "quantize_config.json").write_text(json.dumps(scheme))
+
+
+def of_auto_round(folder: Path, config: dict[str, Any]) -> None:
+    packing = {"gptq": "auto_round:auto_gptq", "awq": "auto_round:auto_awq"}
+    scheme = config["quantization_config"]
+    config["quantization_config"] = {
+        "quant_method": "auto-round",
+        "packing_format": packing[scheme["quant_method"]],
+        "bits": 4,
+        "group_size": scheme["group_size"],
+        "sym": scheme["quant_method"] == "gptq",
+        "block_name_to_quantize": "model.layers",
+    }
+
+
+def with_rules(folder: Path, config: dict[str, Any]) -> None:
+    """The groups of all layers but lm_head as rules for their names in the checkpoint, against another default."""
+    scheme = config["quantization_config"]
+    rules = {r"+:.*\.([qkvo]|gate|up|down)_proj": {"group_size": scheme["group_size"]}}
+    config["quantization_config"] = {**scheme, "group_size": 128, "dynamic": {**scheme["dynamic"], **rules}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "rewrite", "options"),
+    [
+        ("dense", "gptq", in_a_file_of_its_own, {"quantization": "gptq"}),
+        ("moe", "gptq", of_auto_round, {}),
+        ("moe", "awq", of_auto_round, {}),
+        ("moe", "gptq", with_rules, {}),
+    ],
+)
+def test_layouts_of_other_quantisers_are_served_alike(
+    plain: Mapping[Kind, Path],
+    tmp_path: Path,
+    open_engine: OpenEngine,
+    kind: Kind,
+    name: str,
+    rewrite: Callable[[Path, dict[str, Any]], None],
+    options: dict[str, Any],
+) -> None:
+    int4 = tmp_path / "int4"
+    settings = {"format": name, "group_size": 32, "symmetric": name == "gptq", "clip": "absmax"}
+    quantise(plain[kind], int4, QuantRecipe.model_validate(settings))
+    expected = load_dequantised(int4)
+    config = json.loads((int4 / "config.json").read_text())
+    rewrite(int4, config)
+    (int4 / "config.json").write_text(json.dumps(config))
+    prompts = [list(range(1, 18))]
+    limits = {"skip_tokenizer_init": True, "max_model_len": CONTEXT, "kv_cache_memory_bytes": 16 << 20}
+    with open_engine(int4, logprobs_mode="raw_logits", max_logprobs=-1, **limits, **options) as llm:
+        assert distance(expected, served(llm, prompts)) < TOLERANCE
