@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 
 from aerie.quant.kernel_choice import Choice as Int4Kernel
 from aerie.server.front_settings import AccessSettings, LimitSettings, TlsSettings
-from aerie.server.option import Name, option
+from aerie.server.option import Name, Tokens, option
 
 ENV_PREFIX = "AERIE_"
 DEMO = "demo"
@@ -47,10 +47,10 @@ class ServeSettings(LimitSettings, TlsSettings, AccessSettings):
     served_model_name: Name | None = option(
         "Model", None, "Name that clients use.", default_text="`clinic-demo` for the demo, else the folder's name"
     )
-    max_model_len: int | None = option(
+    max_model_len: Tokens = option(
         "Model",
         None,
-        "Longest prompt and answer together, in tokens.",
+        "Longest prompt and answer together, in tokens; `32k` is 32,000 and `32K` 32,768.",
         default_text="the model's own, shortened to what the KV cache holds",
         ge=16,
     )

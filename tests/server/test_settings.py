@@ -40,6 +40,13 @@ def test_text_from_flags_and_variables_becomes_the_fields_type() -> None:
     assert settings.enforce_eager is False
 
 
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("4096", 4096), ("32k", 32_000), ("32K", 32_768), ("auto", None), ("-1", None)]
+)
+def test_a_context_is_written_as_for_vllm(text: str, tokens: int | None) -> None:
+    assert load({"max_model_len": text}, {}).max_model_len == tokens
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         ServeSettings().port = 1  # type: ignore[misc]  # what the test is about
@@ -80,6 +87,7 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, yaml: str, told: str) -> 
         ("kv_cache_memory", "much", "choose a size of at least 1MiB, such as 512MiB"),
         ("gpu_memory_utilization", "0", "choose a number above 0 up to 1"),
         ("max_model_len", "1", "choose a number from 16"),
+        ("max_model_len", "long", "choose a number from 16"),
         ("engine_options", "{", "write a JSON object"),
     ],
 )
