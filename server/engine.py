@@ -64,12 +64,13 @@ class VllmEngine:
 
     @property
     def capacity(self) -> Capacity:
-        """Sequences and tokens that fit at once."""
+        """Sequences and tokens that fit at once, in all replicas of the model together."""
         config = self.client.vllm_config
         blocks = config.cache_config.num_gpu_blocks or 0
+        replicas = config.parallel_config.data_parallel_size
         return Capacity(
-            sequences=config.scheduler_config.max_num_seqs,
-            tokens=blocks * config.cache_config.block_size,
+            sequences=replicas * config.scheduler_config.max_num_seqs,
+            tokens=replicas * blocks * config.cache_config.block_size,
             longest=config.model_config.max_model_len,
         )
 
@@ -94,7 +95,7 @@ class VllmEngine:
         self.kernels = (await self.client.collective_rpc("aerie_kernels"))[0]
         models = app.state.openai_serving_models
         facts = read_facts(self.client, load_chat_template(self.arguments.chat_template))
-        names = [path.name for path in models.base_model_paths]
+        names = [*(path.name for path in models.base_model_paths), *models.lora_requests]
         described = description_route(lambda: describe(app.openapi(), facts, self.settings, names))
         # The first route that matches answers.
         app.router.routes[:0] = [described, *model_routes(models).routes]

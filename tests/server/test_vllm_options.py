@@ -3,8 +3,10 @@
 
 import dataclasses
 import json
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -14,8 +16,9 @@ from typer.testing import CliRunner
 
 from aerie.cli import app
 from aerie.server.arguments import argument_module
-from aerie.server.engine import parse_arguments
+from aerie.server.engine import VllmEngine, parse_arguments
 from aerie.server.errors import BadOption
+from aerie.server.occupancy import Capacity
 from aerie.server.plan import make_plan
 from aerie.server.settings import ServeSettings, fields
 from aerie.server.sources import load, misspells
@@ -244,3 +247,15 @@ def test_the_command_line_takes_both_kinds(monkeypatch: pytest.MonkeyPatch) -> N
     assert (chosen.model, chosen.port, chosen.tensor_parallel_size, chosen.draft) == ("m", 8001, 2, "d")
     assert chosen.enforce_eager is False
     assert chosen.engine_options == {"enable-auto-tool-choice": True, "tool-call-parser": "hermes"}
+
+
+def test_replicas_of_the_model_hold_as_many_requests_more(make_checkpoint: Callable[..., Path]) -> None:
+    config = SimpleNamespace(
+        cache_config=SimpleNamespace(num_gpu_blocks=10, block_size=16),
+        scheduler_config=SimpleNamespace(max_num_seqs=8),
+        model_config=SimpleNamespace(max_model_len=64),
+        parallel_config=SimpleNamespace(data_parallel_size=2),
+    )
+    client: Any = SimpleNamespace(vllm_config=config)
+    settings = ServeSettings(model=str(make_checkpoint()))
+    assert VllmEngine(client, Namespace(), settings).capacity == Capacity(sequences=16, tokens=320, longest=64)
