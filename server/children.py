@@ -3,17 +3,30 @@
 
 import contextlib
 import ctypes
+import os
+import signal
 import sys
 
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent dies, so that a killed engine core leaves no worker behind."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent` dies, however it dies; at once where it is dead already.
+
+    The kernel watches the thread that started this process: it must live as long as its process.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def children() -> list[psutil.Process]:

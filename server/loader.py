@@ -13,6 +13,7 @@ from typing import Protocol
 
 from starlette.types import ASGIApp
 
+from aerie.server import failure
 from aerie.server.children import end_children
 from aerie.server.errors import BadOption, EngineFailed
 from aerie.server.occupancy import Capacity
@@ -70,21 +71,34 @@ class Loader(threading.Thread):
         self._readiness = readiness
         self._telemetry = telemetry
         self._cancelled = threading.Event()
+        self._loaded = threading.Event()
+        self._released = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._engine: Engine | None = None
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        """Load. Processes started here inherit a blocked SIGINT, so Ctrl-C reaches the server alone."""
+        """Load, and live as long as the engine: its processes are killed when the thread that started them ends.
+
+        They inherit blocked signals, so that Ctrl-C and a terminal that hangs up reach the server alone.
+        """
         # Started before the mask is set: whoever starts it first finds both signals unblocked again.
         resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+        failure.forget()
         try:
             self._engine = self._load(self._plan, self._advance, self._telemetry)
         except BaseException as error:  # handed to the event loop, which decides
             self._error = error
         with contextlib.suppress(RuntimeError):  # the loop may be closed by now
             self._loop.call_soon_threadsafe(self.finished.set)
+        self._loaded.set()
+        if self._engine is not None:
+            self._released.wait()
+
+    def release(self) -> None:
+        """Let the thread end: the engine is gone."""
+        self._released.set()
 
     def _advance(self, stage: Stage) -> None:
         if self._cancelled.is_set():
@@ -103,7 +117,7 @@ class Loader(threading.Thread):
             return self._engine
         if isinstance(self._error, BadOption):
             raise self._error
-        raise EngineFailed(f"the engine did not start: {self._error}") from self._error
+        raise EngineFailed(f"the engine did not start: {failure.explain(self._error)}") from self._error
 
     async def abandon(self) -> None:
         """Stop loading: without its processes the thread ends wherever it waits for them."""
@@ -112,8 +126,9 @@ class Loader(threading.Thread):
         logging.getLogger("vllm").setLevel(logging.CRITICAL + 1)
         clock = asyncio.get_running_loop().time
         deadline = clock() + GRACE_SECONDS
-        while self.is_alive() and clock() < deadline:
+        while not self._loaded.is_set() and clock() < deadline:
             await asyncio.to_thread(end_children)
             await asyncio.sleep(0.05)
         if self._engine is not None:
             await asyncio.to_thread(self._engine.shut_down)
+        self.release()

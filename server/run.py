@@ -18,7 +18,7 @@ from collections.abc import Iterator, MutableMapping
 
 import uvicorn
 
-from aerie.server import checks, engine, trust
+from aerie.server import checks, engine, failure, trust
 from aerie.server.app import create_app
 from aerie.server.children import adopt_orphans, end_children
 from aerie.server.connection import ConnectionLimits, limited
@@ -29,11 +29,11 @@ from aerie.server.log_streams import keep_writable
 from aerie.server.plan import Plan, make_plan
 from aerie.server.readiness import Stage
 from aerie.server.settings import ServeSettings
+from aerie.server.signals import stop_signals
 from aerie.server.sources import misspelt
 from aerie.server.supervisor import Supervisor
 from aerie.server.tls import Connection, open_context, secured
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SOCKETS_VARIABLE = "VLLM_RPC_BASE_PATH"
 CLOSING_SECONDS = 2
 """For uvicorn to close connections once the supervisor has drained them."""
@@ -42,6 +42,10 @@ log = logging.getLogger(__name__)
 
 class Server(uvicorn.Server):
     """uvicorn without signal handlers of its own: a signal must also reach an engine that is loading."""
+
+    def stop_listening(self) -> None:
+        """Free the port for the next server, and close connections; `serve` of this one ends."""
+        self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -56,7 +60,8 @@ def run(settings: ServeSettings) -> None:
         BadOption: the settings cannot be served; no engine was started.
         EngineFailed: the engine did not start, or died.
     """
-    for number in STOP_SIGNALS:
+    stops = stop_signals()
+    for number in stops:
         signal.signal(number, _end)
     keep_writable()
     trust.check_process(settings, os.environ)
@@ -68,32 +73,34 @@ def run(settings: ServeSettings) -> None:
     adopt_orphans()
     try:
         with (
-            private_sockets(os.environ),
+            private_folder(os.environ),
             asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner,
         ):
             runner.run(serve(plan, listener, engine.load))
     finally:
-        for number in STOP_SIGNALS:
+        for number in stops:
             signal.signal(number, signal.SIG_IGN)
         listener.close()
         end_children()
 
 
 @contextlib.contextmanager
-def private_sockets(environ: MutableMapping[str, str]) -> Iterator[None]:
-    """Have vLLM put the sockets between its processes into a folder of this user alone, unless one is named.
+def private_folder(environ: MutableMapping[str, str]) -> Iterator[None]:
+    """A folder of this user alone for what the processes of the engine share: their sockets, and why one failed.
 
-    Whoever connects to them is believed; vLLM's own place is the folder for everybody's temporary files.
+    Whoever connects to a socket is believed, and vLLM's own place is the folder for everybody's temporary files. A
+    folder for sockets that the operator names is kept.
     """
-    if environ.get(SOCKETS_VARIABLE):
-        yield
-        return
     with tempfile.TemporaryDirectory(prefix="aerie-", ignore_cleanup_errors=True) as folder:
-        environ[SOCKETS_VARIABLE] = folder
+        mine = {failure.FOLDER_VARIABLE: folder}
+        if not environ.get(SOCKETS_VARIABLE):
+            mine[SOCKETS_VARIABLE] = folder
+        environ.update(mine)
         try:
             yield
         finally:
-            del environ[SOCKETS_VARIABLE]
+            for name in mine:
+                del environ[name]
 
 
 async def serve(plan: Plan, listener: socket.socket, load: Load) -> None:
@@ -113,9 +120,9 @@ async def serve(plan: Plan, listener: socket.socket, load: Load) -> None:
     for remark in misspelt(os.environ):
         log.warning("%s", remark)
     stop = asyncio.Event()
-    supervisor = Supervisor(plan, house, load, stop)
-    for number in STOP_SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, _on_signal, supervisor, server)
+    supervisor = Supervisor(plan, house, load, stop, server.stop_listening)
+    for number in stop_signals():
+        asyncio.get_running_loop().add_signal_handler(number, _on_signal, number, supervisor, server)
     http = asyncio.create_task(server.serve(sockets=[listener]))
     http.add_done_callback(lambda _: stop.set())
     while not (server.started or http.done()):  # stopped before it has started, uvicorn leaves the port open
@@ -126,7 +133,7 @@ async def serve(plan: Plan, listener: socket.socket, load: Load) -> None:
         house.readiness.advance(Stage.FAILED)
         raise
     finally:
-        server.should_exit = True
+        server.stop_listening()
         await http
 
 
@@ -169,6 +176,7 @@ def _end(number: int, frame: object) -> None:
     sys.exit(0)
 
 
-def _on_signal(supervisor: Supervisor, server: Server) -> None:
-    """The first signal stops in order, the second at once."""
-    server.force_exit = supervisor.signal()
+def _on_signal(number: signal.Signals, supervisor: Supervisor, server: Server) -> None:
+    """The first signal stops in order, the second at once. A closed terminal may send several of its own."""
+    if number is not signal.SIGHUP or not supervisor.stopping:
+        server.force_exit = supervisor.signal()

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from aerie.server.children import end_children
@@ -28,14 +29,26 @@ log = logging.getLogger(__name__)
 class Supervisor:
     """Keeps an engine until the operator stops the server, or until the engine died more often than it may."""
 
-    def __init__(self, plan: Plan, house: House, load: Load, stop: asyncio.Event) -> None:
-        """`stop` ends it once it is set."""
+    def __init__(
+        self, plan: Plan, house: House, load: Load, stop: asyncio.Event, stop_listening: Callable[[], None]
+    ) -> None:
+        """`stop` ends it once it is set; `stop_listening` is called when no request is left to answer.
+
+        The engine's processes take seconds to end, and the port is free for the next server meanwhile.
+        """
         self._plan = plan
         self._house = house
         self._load = load
         self._stop = stop
+        self._stop_listening = stop_listening
         self._hurry = False
         self._deaths = 0
+        self._loader: Loader | None = None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the operator stopped the server."""
+        return self._stop.is_set()
 
     def signal(self) -> bool:
         """A signal of the operator: the first stops in order, the second at once. Whether it was a further one."""
@@ -73,9 +86,11 @@ class Supervisor:
         await self._before_stop(asyncio.create_task(loader.finished.wait()))
         if self._stop.is_set():
             self._house.readiness.advance(Stage.STOPPING)
+            self._stop_listening()
             await loader.abandon()
             return None
-        return loader.engine()
+        engine, self._loader = loader.engine(), loader
+        return engine
 
     async def _before_stop(self, work: asyncio.Task[Any]) -> bool:
         """Wait until it is done, or the operator stops the server and it is cancelled; whether it is done."""
@@ -107,11 +122,14 @@ class Supervisor:
                     await self._watch(engine)
                 if self._stop.is_set():
                     await self._drain()
+                    self._stop_listening()
                     return True
                 await self._bury()
         finally:
             self._house.engine = None
             await asyncio.to_thread(engine.shut_down)
+            if self._loader is not None:
+                self._loader.release()
         # A worker whose engine core was killed is our child by now.
         await asyncio.to_thread(end_children)
         if not readiness.restarts:

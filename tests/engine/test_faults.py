@@ -6,6 +6,7 @@ Two engines serve all of it: the first one is drained at last, the second one is
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -219,7 +220,8 @@ def test_a_signal_under_load_drains(server: "Server", threads: ThreadPoolExecuto
     # Keep it the last test that uses `server`.
     stream = Stream(server, threads)
     assert stream.began.wait(PATIENCE)
-    server.process.send_signal(signal.SIGTERM)
+    # As of a terminal that hangs up: every process gets it.
+    os.killpg(server.process.pid, signal.SIGHUP)
     until(lambda: server.get("/readyz").status_code == 503, 1)
     refused = post(server)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
