@@ -13,9 +13,14 @@
 3. `GPUModelRunner._bookkeeping_sync` takes back what a request with a seed drew before its whole prompt was in, by the
    generator's offset, which CPU generators do not have: it raises, and the engine dies. One long prompt with a seed, or
    several at once that do not fit a step, ends the server.
+4. CPU attention (`v1/attention/backends/cpu_attn.py`) splits a request's keys and values over the OpenMP threads by
+   what else is in the step. A step that verifies drafts then sums in another order than one that makes one token, and
+   from two threads on greedy answers with a draft differ from those without (docs/decisions/0013). vLLM has a switch
+   for it, `VLLM_CPU_ATTN_SPLIT_KV`; a value that is set already stays.
 """
 
 import functools
+import os
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import SamplerOutput
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
+SPLIT_VARIABLE: Final = "VLLM_CPU_ATTN_SPLIT_KV"
 Mend = Literal["expand", "top_k", "seed"]
 
 AFFECTED: Final[dict[Mend, frozenset[tuple[int, ...]]]] = {
@@ -135,6 +141,14 @@ def _unfinished(runner: "CPUModelRunner") -> list[int]:
     return [index for index in discarded if index in batch.generators]
 
 
+def mend_split() -> None:
+    """Have attention give a row the same bits whatever rows come with it, on any number of threads.
+
+    Engines without a draft too: their answers are what those with one are held to.
+    """
+    os.environ.setdefault(SPLIT_VARIABLE, "0")
+
+
 def apply() -> None:
     """Apply the mends the installed vLLM needs. Idempotent."""
     from importlib.metadata import PackageNotFoundError, version
@@ -149,3 +163,4 @@ def apply() -> None:
         mend_top_k()
     if affected("seed", installed):
         mend_seed()
+    mend_split()

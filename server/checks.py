@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aerie.draft_models.checkpoint import DraftMismatch, is_head, verify_draft
+from aerie.draft_models.cpu_mends import SPLIT_VARIABLE
 from aerie.draft_models.headers import read_headers
 from aerie.quant.errors import QuantError
 from aerie.quant.servable import refusal
@@ -31,6 +32,7 @@ def check(plan: Plan) -> None:
         BadOption: what does not fit, and what would.
     """
     check_plugin()
+    check_attention(plan)
     check_length(plan)
     check_parallel(plan)
     check_backends(plan)
@@ -101,6 +103,13 @@ def check_plugin() -> None:
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and "aerie" not in allowed.split(","):
         raise BadOption("VLLM_PLUGINS", f"{allowed!r} leaves out aerie", "add aerie to it, or unset it")
+
+
+def check_attention(plan: Plan) -> None:
+    """Attention must not split keys and values over threads where drafts are verified; the plugin has it not do so."""
+    if plan.device == "cpu" and plan.speculates and os.environ.get(SPLIT_VARIABLE, "0") != "0":
+        problem = "from two threads on greedy answers with a draft would differ from those without"
+        raise BadOption(SPLIT_VARIABLE, problem, "unset it, or serve with --no-draft")
 
 
 def check_length(plan: Plan) -> None:

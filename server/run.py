@@ -18,7 +18,7 @@ from collections.abc import Iterator, MutableMapping
 
 import uvicorn
 
-from aerie.server import checks, engine, failure, trust
+from aerie.server import account, checks, engine, failure, trust
 from aerie.server.app import create_app
 from aerie.server.children import adopt_orphans, end_children
 from aerie.server.connection import ConnectionLimits, limited
@@ -64,6 +64,7 @@ def run(settings: ServeSettings) -> None:
     for number in stops:
         signal.signal(number, _end)
     keep_writable()
+    account.check_open_files(settings.max_connections)
     trust.check_process(settings, os.environ)
     plan = make_plan(settings)
     trust.check_checkpoints(plan)

@@ -19,12 +19,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from aerie.benchmarks.errors import BenchmarkError
 from aerie.benchmarks.points import Points, Record, number
 from aerie.benchmarks.serving.int4_model import Models, Shape, models
-from aerie.benchmarks.serving.processes import ServerError, stop, tail
+from aerie.benchmarks.serving.processes import ServerError, ended_in_order, tail
 
 CHILD = "aerie.benchmarks.serving.int4_engine_child"
 LEVELS = (1, 8)
@@ -76,7 +77,8 @@ def running_engine(made: Models, weights: str, dtype: str, settings: EngineSetti
     words = map(str, (model, dtype, settings.max_tokens, *LEVELS))
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        start = partial(
+            subprocess.Popen[bytes],
             [sys.executable, "-P", "-m", CHILD, *words],
             env=os.environ | {"OMP_NUM_THREADS": str(settings.threads)},
             stdin=subprocess.PIPE,
@@ -84,13 +86,13 @@ def running_engine(made: Models, weights: str, dtype: str, settings: EngineSetti
             stderr=output,
             start_new_session=True,
         )
-    try:
-        yield Engine(weights, dtype, process, log)
-    finally:
-        with suppress(BrokenPipeError):
-            if process.stdin is not None:
-                process.stdin.close()  # an idle engine ends by itself
-        stop(process)
+        with ended_in_order(start) as process:
+            try:
+                yield Engine(weights, dtype, process, log)
+            finally:
+                with suppress(BrokenPipeError):
+                    if process.stdin is not None:
+                        process.stdin.close()  # an idle engine ends by itself
 
 
 def measure_round(

@@ -13,8 +13,9 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 
 from aerie.benchmarks.errors import BenchmarkError
 from aerie.benchmarks.serving.cpu_time import session_seconds
@@ -50,8 +51,8 @@ class Server:
     @contextmanager
     def halted(self) -> Iterator[None]:
         """Stop all its processes for the block: an idle server is not quiet, and a stopped one keeps its memory."""
-        self._signal(signal.SIGSTOP)
         try:
+            self._signal(signal.SIGSTOP)
             yield
         finally:
             self._signal(signal.SIGCONT)
@@ -123,6 +124,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     # The group, not the process: an engine that outlives its parent would disturb every later measurement.
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
+        with suppress(ProcessLookupError):  # one that is halted would not hear it
+            os.killpg(process.pid, signal.SIGCONT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_TIMEOUT_S)
     with suppress(ProcessLookupError):
@@ -144,27 +147,60 @@ def launched_server(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **environment}
+        start = partial(
+            subprocess.Popen[bytes],
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **environment},
         )
-    with _ended_in_order():
-        try:
+        with ended_in_order(start) as process:
             yield Server(name, port, process, log)
-        finally:
-            stop(process)
 
 
 @contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """SIGTERM is a Ctrl-C for the block: what was measured is kept, and no server stays behind."""
-    if threading.current_thread() is not threading.main_thread():
+def ended_in_order(start: Callable[[], subprocess.Popen[bytes]]) -> Iterator[subprocess.Popen[bytes]]:
+    """The process of `start()`, the leader of a session, which is stopped when the block ends.
+
+    SIGTERM is a Ctrl-C for the block: what was measured is kept, and no server stays behind.
+    """
+    process = None
+    with _handled({signal.SIGTERM: signal.default_int_handler}):
+        try:
+            with _deferred():
+                process = start()
+            yield process
+        finally:
+            if process is not None:
+                stop(process)
+
+
+@contextmanager
+def _deferred() -> Iterator[None]:
+    """SIGINT and SIGTERM arrive when the block has ended: whoever starts a process must know it to end it.
+
+    They are not blocked: the process would inherit that.
+    """
+    arrived: list[int] = []
+    with _handled(dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda number, _: arrived.append(number))):
         yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if arrived:
+        signal.raise_signal(arrived[0])
+
+
+@contextmanager
+def _handled(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], object]]) -> Iterator[None]:
+    """Signals have these handlers in the block; threads but the main one cannot set any."""
+    before = {}
     try:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                before[number] = signal.signal(number, handler)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from aerie.benchmarks.errors import BenchmarkError
 from aerie.cli_bench import bench
 from aerie.cli_tune import tune
 from aerie.quant.errors import QuantError
-from aerie.server import settings
+from aerie.server import account, settings
 from aerie.server.errors import BadOption, EngineFailed
 from aerie.server.settings import Dtype
 from aerie.trainer.errors import TrainerError
@@ -100,6 +100,7 @@ def _root(
     ] = False,
 ) -> None:
     """Serve INT4 models with gated Eagle-3 drafting on vLLM, and train the drafts."""
+    account.check_home(os.environ)
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Servers as processes: one that waits for its turn does not run."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from aerie.benchmarks.serving.processes import Server, launched_server
+import pytest
+
+from aerie.benchmarks.serving.processes import Server, ended_in_order, launched_server
 
 WORKING = "import os; os.fork()\nwhile True: pass"
 WINDOW_S = 0.3
@@ -35,6 +39,28 @@ def test_a_server_that_is_gone_is_no_trouble(tmp_path: Path) -> None:
     process.wait()
     with Server("gone", 0, process, tmp_path / "log").halted():
         pass
+
+
+def test_a_stop_continues_what_it_ends(tmp_path: Path) -> None:
+    with launched_server("halted", ["sleep", "600"], 0, tmp_path / "log") as server:
+        os.killpg(server.process.pid, signal.SIGSTOP)
+    assert server.process.returncode == -signal.SIGINT, "not killed after a wait"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_process_starts_ends_the_process_too(number: signal.Signals) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        started.append(subprocess.Popen(["sleep", "600"], start_new_session=True))
+        signal.raise_signal(number)
+        return started[0]
+
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), ended_in_order(start):
+        pytest.fail("the block is not entered")
+    assert started[0].returncode == -signal.SIGINT
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
 def test_sigterm_ends_a_measurement_like_ctrl_c_and_leaves_no_server(tmp_path: Path) -> None:
