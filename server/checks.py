@@ -2,11 +2,14 @@
 """What is refused before the engine starts. Every refusal is one line that names the option and the fix."""
 
 import errno
+import json
 import logging
 import os
 import socket
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from aerie.draft_models.checkpoint import DraftMismatch, is_head, verify_draft
 from aerie.draft_models.cpu_mends import SPLIT_VARIABLE
@@ -15,6 +18,7 @@ from aerie.quant.errors import QuantError
 from aerie.quant.servable import refusal
 from aerie.quant.survey import Survey, survey
 from aerie.server.errors import BadOption
+from aerie.server.failure import describe
 from aerie.server.plan import Plan
 from aerie.server.vllm_options import base
 
@@ -33,6 +37,7 @@ def check(plan: Plan) -> None:
     """
     check_plugin()
     check_attention(plan)
+    check_tokenizer(plan)
     check_length(plan)
     check_parallel(plan)
     check_backends(plan)
@@ -110,6 +115,19 @@ def check_attention(plan: Plan) -> None:
     if plan.device == "cpu" and plan.speculates and os.environ.get(SPLIT_VARIABLE, "0") != "0":
         problem = "from two threads on greedy answers with a draft would differ from those without"
         raise BadOption(SPLIT_VARIABLE, problem, "unset it, or serve with --no-draft")
+
+
+def check_tokenizer(plan: Plan) -> None:
+    """`tokenizer.json` must be one for `tokenizers`, and have the list that transformers looks for beside it."""
+    path = plan.model / "tokenizer.json"
+    if not path.is_file() or "tokenizer" in plan.settings.engine_options:
+        return
+    try:
+        Tokenizer.from_file(str(path))
+        json.loads(path.read_text(encoding="utf-8"))["added_tokens"]
+    except Exception as error:  # of no narrower class, from `tokenizers`
+        problem = f"{path} is not a tokenizer ({describe(error)})"
+        raise BadOption("--model", problem, "copy it again from where the checkpoint came from") from error
 
 
 def check_length(plan: Plan) -> None:

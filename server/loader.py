@@ -82,9 +82,10 @@ class Loader(threading.Thread):
 
         They inherit blocked signals, so that Ctrl-C and a terminal that hangs up reach the server alone.
         """
-        # Started before the mask is set: whoever starts it first finds both signals unblocked again.
+        # The tracker ignores SIGINT itself, and whoever starts it finds SIGINT unblocked again.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         failure.forget()
         try:
             self._engine = self._load(self._plan, self._advance, self._telemetry)

@@ -27,6 +27,23 @@ def largest_file() -> Callable[[int], AbstractContextManager[None]]:
     return limited
 
 
+@pytest.fixture(scope="session")
+def threads() -> Callable[[int], AbstractContextManager[None]]:
+    """`with threads(2):` operators of this process run on so many OpenMP threads."""
+
+    @contextmanager
+    def running(count: int) -> Iterator[None]:
+        before = torch.get_num_threads()
+        # Not torch's own name for it, which an engine in this process replaces for good.
+        torch._C.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch._C.set_num_threads(before)
+
+    return running
+
+
 @pytest.fixture
 def gpu_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel class for GPUs serves on this CPU, first of all, wherever it can; likewise the experts for GPUs."""

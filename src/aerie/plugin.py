@@ -30,6 +30,7 @@ def register() -> None:
         if parent.pid is not None and failure.FOLDER_VARIABLE in os.environ:
             die_with_parent(parent.pid)
             failure.watch()
+            failure.end_quickly()
     # By name: importing the class here would import the model code into processes that never run it.
     for name in GATED_ARCHITECTURES:
         if name not in ModelRegistry.models:

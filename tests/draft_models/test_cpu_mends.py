@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import importlib.util
 import inspect
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import ModuleType
 
 import pytest
@@ -94,6 +97,57 @@ def test_seeds_are_mended_in_exactly_the_versions_with_the_fault() -> None:
         torch.Generator().get_offset()
     faulty = "gen.set_offset(gen.get_offset()" in inspect.getsource(GPUModelRunner._bookkeeping_sync)
     assert cpu_mends.affected("seed", vllm.__version__) == faulty
+
+
+def attention(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, split: bool) -> torch.Tensor:
+    """VLLM's operator on the last tokens of one request: [rows, heads, size] of each query over its past."""
+    from vllm import _custom_ops as ops
+
+    (length, key_heads, size), (rows, heads, _), isa, block = keys.shape, queries.shape, "vec", 32
+    blocks = -(-length // block)
+    cache = torch.zeros(2, blocks, key_heads, block, size, dtype=queries.dtype)
+    ops.cpu_attn_reshape_and_cache(keys, values, cache[0], cache[1], torch.arange(length), isa)
+    starts, lengths = torch.tensor([0, rows], dtype=torch.int32), torch.tensor([length], dtype=torch.int32)
+    shape = (1, heads, key_heads, size, lengths, queries.dtype, starts, True, -1, isa)
+    metadata = ops.cpu_attn_get_scheduler_metadata(*shape, split)
+    table, output = torch.arange(blocks, dtype=torch.int32)[None], torch.empty_like(queries)
+    tensors = (queries, cache[0], cache[1], output, starts, lengths, size**-0.5, True, None, -1, table, 0.0, metadata)
+    ops.cpu_attention_with_kv_cache(*tensors, None)
+    return output
+
+
+@pytest.mark.usefixtures("cpu_kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_that_does_not_split_gives_a_row_the_same_bits_among_drafts_and_on_two_threads(
+    dtype: torch.dtype, threads: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    length, drafts, generator = 8000, 4, torch.Generator().manual_seed(0)
+    keys, values, queries = (
+        torch.randn(shape, generator=generator).to(dtype)
+        for shape in ((length, 3, 64), (length, 3, 64), (drafts + 1, 9, 64))
+    )
+
+    def one_by_one(count: int, *, split: bool) -> torch.Tensor:
+        ends = range(length - drafts, length + 1)
+        with threads(count):
+            rows = [attention(queries[i : i + 1], keys[:end], values[:end], split=split) for i, end in enumerate(ends)]
+        return torch.cat(rows)
+
+    expected = one_by_one(1, split=False)
+    for count in (1, 2):
+        assert one_by_one(count, split=False).equal(expected)
+        with threads(count):
+            assert attention(queries, keys, values, split=False).equal(expected)
+    assert not one_by_one(2, split=True).equal(expected), "without this fault vLLM's default could stay"
+
+
+def test_attention_does_not_split_unless_someone_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cpu_mends.SPLIT_VARIABLE, "1")
+    cpu_mends.mend_split()
+    assert os.environ[cpu_mends.SPLIT_VARIABLE] == "1"
+    monkeypatch.delenv(cpu_mends.SPLIT_VARIABLE)
+    cpu_mends.mend_split()
+    assert os.environ[cpu_mends.SPLIT_VARIABLE] == "0"
 
 
 def test_versions_are_compared_by_release() -> None:
