@@ -38,6 +38,18 @@ def greedy(llm: "LLM", prompts: list[list[int]]) -> Bits:
     ]
 
 
+def answers(
+    engine: AbstractContextManager["LLM"], asked: list[tuple[AbstractContextManager[None], list[list[int]]]]
+) -> tuple[list[Bits], dict[str, float]]:
+    """Those to each list of prompts within its block, and the engine's counters. The engine is gone afterwards."""
+    with engine as llm:
+        bits = []
+        for block, prompts in asked:
+            with block:
+                bits.append(greedy(llm, prompts))
+        return bits, {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_greedy_answers_are_the_same_to_the_bit(
     tiny_target: Path,
@@ -48,13 +60,11 @@ def test_greedy_answers_are_the_same_to_the_bit(
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(256, (length,), generator=generator).tolist() for length in LENGTHS]
-    with open_engine(tiny_target, dtype=dtype) as llm, threads(1):
-        undrafted = greedy(llm, prompts)
-    with open_engine(tiny_target, tiny_drafts["elementwise"], dtype=dtype) as llm:
-        for count in (1, 2):
-            with threads(count):
-                assert greedy(llm, prompts) == undrafted
-                assert greedy(llm, prompts[-1:]) == undrafted[-1:]
-        counted = {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
-    drafted, accepted = (counted[f"vllm:spec_decode_num_{name}_tokens"] for name in ("draft", "accepted"))
-    assert 0.1 < accepted / drafted < 0.9
+    (undrafted,), _ = answers(open_engine(tiny_target, dtype=dtype), [(threads(1), prompts)])
+    drafting = open_engine(tiny_target, tiny_drafts["elementwise"], dtype=dtype)
+    asked = [(threads(count), some) for count in (1, 2) for some in (prompts, prompts[-1:])]
+    drafted, counters = answers(drafting, asked)
+    assert drafted == [undrafted, undrafted[-1:]] * 2
+    # Otherwise it would prove little: drafts must have been accepted, and rejected.
+    accepted, proposed = (counters[f"vllm:spec_decode_num_{kind}_tokens"] for kind in ("accepted", "draft"))
+    assert 0.1 < accepted / proposed < 0.9
