@@ -120,7 +120,7 @@ def check_attention(plan: Plan) -> None:
 def check_tokenizer(plan: Plan) -> None:
     """`tokenizer.json` must be one for `tokenizers`, and have the list that transformers looks for beside it."""
     path = plan.model / "tokenizer.json"
-    if not path.is_file() or "tokenizer" in plan.settings.engine_options:
+    if not path.is_file() or "tokenizer" in map(base, plan.settings.engine_options):
         return
     try:
         Tokenizer.from_file(str(path))
