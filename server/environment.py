@@ -13,9 +13,14 @@ COMPILED_PRODUCTS = 128
 """For oneDNN to keep on a CPU. It compiles a product of matrices for each number of rows, and rows are the tokens of a
 step: its own 1,024 of half a MiB and more fill up over hours. See docs/operations.md."""
 
+QUIET_WARNING = "ignore:resource_tracker:UserWarning"
+"""Its process outlives ours, and would say last, after why an engine failed, what it cleaned up behind a killed worker."""
+
 
 def set_environment(plan: Plan) -> None:
     """What vLLM, its libraries and our plugin in its processes read there; to be set before they are imported."""
+    warnings = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = f"{warnings},{QUIET_WARNING}" if warnings else QUIET_WARNING
     os.environ[kernel_choice.CHOICE_VARIABLE] = plan.settings.int4_kernel
     # Read when vLLM's models of requests are imported; 4 by default.
     os.environ["VLLM_MAX_STOP_STRINGS"] = str(plan.settings.max_stop_strings)

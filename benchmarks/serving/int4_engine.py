@@ -19,7 +19,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from aerie.benchmarks.errors import BenchmarkError
@@ -77,15 +76,17 @@ def running_engine(made: Models, weights: str, dtype: str, settings: EngineSetti
     words = map(str, (model, dtype, settings.max_tokens, *LEVELS))
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
-        start = partial(
-            subprocess.Popen[bytes],
-            [sys.executable, "-P", "-m", CHILD, *words],
-            env=os.environ | {"OMP_NUM_THREADS": str(settings.threads)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=output,
-            start_new_session=True,
-        )
+
+        def start() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", CHILD, *words],
+                env=os.environ | {"OMP_NUM_THREADS": str(settings.threads)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                start_new_session=True,
+            )
+
         with ended_in_order(start) as process:
             try:
                 yield Engine(weights, dtype, process, log)

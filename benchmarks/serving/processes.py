@@ -13,7 +13,6 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType, MappingProxyType
 
@@ -147,14 +146,13 @@ def launched_server(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
-        start = partial(
-            subprocess.Popen[bytes],
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, **environment},
-        )
+
+        def start() -> subprocess.Popen[bytes]:
+            everything = {**os.environ, **environment}
+            return subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=everything
+            )
+
         with ended_in_order(start) as process:
             yield Server(name, port, process, log)
 

@@ -33,7 +33,10 @@ def greedy(llm: "LLM", prompts: list[list[int]]) -> Bits:
     inputs: Any = [{"prompt_token_ids": prompt} for prompt in prompts]
     answers = [request.outputs[0] for request in llm.generate(inputs, parameters, use_tqdm=False)]
     return [
-        [(token, step[token].logprob) for token, step in zip(answer.token_ids, answer.logprobs or (), strict=True)]
+        [
+            (token, (step or {})[token].logprob)
+            for token, step in zip(answer.token_ids, answer.logprobs or (), strict=True)
+        ]
         for answer in answers
     ]
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,3 +209,17 @@ def test_a_worker_on_a_cpu_keeps_few_compiled_products(
     monkeypatch.setattr(os, "environ", {**outside})
     set_environment(made)
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == kept
+
+
+def test_the_tracker_of_shared_memory_does_not_speak_after_us(
+    monkeypatch: pytest.MonkeyPatch, make_checkpoint: MakeCheckpoint
+) -> None:
+    made = make_plan(settings(model=str(make_checkpoint())))
+    monkeypatch.setattr(os, "environ", {"PYTHONWARNINGS": "default"})
+    set_environment(made)
+    killed = (
+        "import os; from multiprocessing.shared_memory import SharedMemory as S; S(create=True, size=8); os._exit(1)"
+    )
+    # Returns when the tracker has ended too: it holds the same stream.
+    done = subprocess.run([sys.executable, "-c", killed], capture_output=True, text=True, env=os.environ, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
