@@ -14,7 +14,7 @@ COMPILED_PRODUCTS = 128
 step: its own 1,024 of half a MiB and more fill up over hours. See docs/operations.md."""
 
 QUIET_WARNING = "ignore:resource_tracker:UserWarning"
-"""Its process outlives ours, and would say last, after why an engine failed, what it cleaned up behind a killed worker."""
+"""The tracker outlives us, and would say last, after why an engine failed, what it cleaned up behind its worker."""
 
 
 def set_environment(plan: Plan) -> None:

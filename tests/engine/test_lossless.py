@@ -63,11 +63,15 @@ def test_greedy_answers_are_the_same_to_the_bit(
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(256, (length,), generator=generator).tolist() for length in LENGTHS]
-    (undrafted,), _ = answers(open_engine(tiny_target, dtype=dtype), [(threads(1), prompts)])
-    drafting = open_engine(tiny_target, tiny_drafts["elementwise"], dtype=dtype)
-    asked = [(threads(count), some) for count in (1, 2) for some in (prompts, prompts[-1:])]
-    drafted, counters = answers(drafting, asked)
-    assert drafted == [undrafted, undrafted[-1:]] * 2
+
+    def asked() -> list[tuple[AbstractContextManager[None], list[list[int]]]]:
+        return [(threads(count), some) for count in (1, 2) for some in (prompts, prompts[-1:])]
+
+    undrafted, _ = answers(open_engine(tiny_target, dtype=dtype), asked())
+    drafted, counters = answers(open_engine(tiny_target, tiny_drafts["elementwise"], dtype=dtype), asked())
+    together = undrafted[0]
+    assert undrafted == [together, together[-1:]] * 2
+    assert drafted == undrafted
     # Otherwise it would prove little: drafts must have been accepted, and rejected.
     accepted, proposed = (counters[f"vllm:spec_decode_num_{kind}_tokens"] for kind in ("accepted", "draft"))
     assert 0.1 < accepted / proposed < 0.9

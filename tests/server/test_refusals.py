@@ -271,29 +271,6 @@ def test_attention_that_splits_by_what_is_in_the_step_beside_a_draft(
     checks.check(replace(drafting, device="cpu"))
 
 
-TOKENIZER: dict[str, object] = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []}
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (json.dumps(TOKENIZER)[:-9], "Exception: EOF while parsing"),
-        ("", "Exception: EOF while parsing"),
-        ("{}", "Exception: Model missing"),
-        (json.dumps({"model": TOKENIZER["model"]}), "KeyError: 'added_tokens'"),
-        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Exception: expected value"),
-    ],
-)
-def test_a_damaged_tokenizer_is_named(make_checkpoint: MakeCheckpoint, text: str, reason: str) -> None:
-    path = make_checkpoint() / "tokenizer.json"
-    path.write_text(json.dumps(TOKENIZER))
-    checks.check(make_plan(ServeSettings(model=str(path.parent))))
-    path.write_text(text)
-    line = refusal(model=str(path.parent))
-    assert line.startswith(f"--model: {path} is not a tokenizer ({reason}")
-    assert line.endswith("; copy it again from where the checkpoint came from")
-
-
 def test_a_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

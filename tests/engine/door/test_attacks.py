@@ -296,11 +296,3 @@ def test_labels_are_a_closed_set_after_all_of_this(server: "Server", keys: Keys)
     assert paths <= set(LABELS)
     assert set(re.findall(r'method="([^"]*)"', told)) <= {"GET", "POST", "HEAD", "other"}
     assert set(re.findall(r'model_name="([^"]*)"', told)) == {"target"}
-
-
-def test_a_server_that_is_killed_leaves_no_process_of_its_engine(server: "Server") -> None:
-    # Keep it the last test that uses `server`.
-    assert len(server.processes()) > len({server.process.pid}), "the engine is there"
-    server.process.kill()
-    server.process.wait()
-    assert server.left() == []

@@ -294,3 +294,11 @@ def test_metrics_do_not_grow_with_what_is_asked(ask: Ask, server: "Server", keys
         ask(f"/v1/x{number}", {})
         ask(COMPLETIONS, {"prompt": "x", "model": f"m{number}"})
     assert labels() == before
+
+
+def test_a_server_that_is_killed_leaves_no_process_of_its_engine(server: "Server") -> None:
+    # Keep it the last test that uses `server`.
+    assert len(server.processes()) > len({server.process.pid}), "the engine is there"
+    server.process.kill()
+    server.process.wait()
+    assert server.left() == []
