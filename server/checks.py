@@ -2,14 +2,11 @@
 """What is refused before the engine starts. Every refusal is one line that names the option and the fix."""
 
 import errno
-import json
 import logging
 import os
 import socket
 from pathlib import Path
 from typing import Any
-
-from tokenizers import Tokenizer
 
 from aerie.draft_models.checkpoint import DraftMismatch, is_head, verify_draft
 from aerie.draft_models.cpu_mends import SPLIT_VARIABLE
@@ -18,8 +15,8 @@ from aerie.quant.errors import QuantError
 from aerie.quant.servable import refusal
 from aerie.quant.survey import Survey, survey
 from aerie.server.errors import BadOption
-from aerie.server.failure import describe
 from aerie.server.plan import Plan
+from aerie.server.tokenizer_file import check_tokenizer_file
 from aerie.server.vllm_options import base
 
 log = logging.getLogger(__name__)
@@ -37,7 +34,6 @@ def check(plan: Plan) -> None:
     """
     check_plugin()
     check_attention(plan)
-    check_tokenizer(plan)
     check_length(plan)
     check_parallel(plan)
     check_backends(plan)
@@ -117,19 +113,6 @@ def check_attention(plan: Plan) -> None:
         raise BadOption(SPLIT_VARIABLE, problem, "unset it, or serve with --no-draft")
 
 
-def check_tokenizer(plan: Plan) -> None:
-    """`tokenizer.json` must be one for `tokenizers`, and have the list that transformers looks for beside it."""
-    path = plan.model / "tokenizer.json"
-    if not path.is_file() or "tokenizer" in map(base, plan.settings.engine_options):
-        return
-    try:
-        Tokenizer.from_file(str(path))
-        json.loads(path.read_text(encoding="utf-8"))["added_tokens"]
-    except Exception as error:  # of no narrower class, from `tokenizers`
-        problem = f"{path} is not a tokenizer ({describe(error)})"
-        raise BadOption("--model", problem, "copy it again from where the checkpoint came from") from error
-
-
 def check_length(plan: Plan) -> None:
     """`--max-model-len` cannot exceed the positions that the model was built for; of stretched ones vLLM judges."""
     longest = text_config(plan.model_config).get("max_position_embeddings")
@@ -159,6 +142,7 @@ def check_tokenizer(plan: Plan) -> None:
     tokenizer = _vllm_option(plan, "tokenizer")
     if tokenizer is not None and not Path(str(tokenizer)).is_dir():
         raise BadOption("--tokenizer", f"{tokenizer} is not a folder", "name the folder that holds tokenizer.json")
+    check_tokenizer_file(*(("--model", plan.model) if tokenizer is None else ("--tokenizer", Path(str(tokenizer)))))
 
 
 def check_pipeline(plan: Plan) -> None:

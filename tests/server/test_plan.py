@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aerie.draft_models.contract import GATED_ARCHITECTURES, PLAIN_ARCHITECTURES
-from aerie.server import plan
+from aerie.server import checks, plan
 from aerie.server.engine import engine_flags, speculative_config
 from aerie.server.environment import set_environment
 from aerie.server.errors import BadOption
@@ -223,3 +224,17 @@ def test_the_tracker_of_shared_memory_does_not_speak_after_us(
     # Returns when the tracker has ended too: it holds the same stream.
     done = subprocess.run([sys.executable, "-c", killed], capture_output=True, text=True, env=os.environ, check=False)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_attention_that_splits_by_what_is_in_the_step_beside_a_draft(
+    monkeypatch: pytest.MonkeyPatch, make_checkpoint: MakeCheckpoint
+) -> None:
+    drafting = make_plan(ServeSettings(model=str(make_checkpoint()), draft="ngram"))
+    for value in ("1", "2"):
+        monkeypatch.setenv("VLLM_CPU_ATTN_SPLIT_KV", value)
+        with pytest.raises(BadOption, match=r"^VLLM_CPU_ATTN_SPLIT_KV: .* unset it, or serve with --no-draft$"):
+            checks.check(replace(drafting, device="cpu"))
+        checks.check(replace(drafting, device="cuda"))
+        checks.check(make_plan(ServeSettings(model=drafting.settings.model, draft="none")))
+    monkeypatch.setenv("VLLM_CPU_ATTN_SPLIT_KV", "0")
+    checks.check(replace(drafting, device="cpu"))

@@ -257,20 +257,6 @@ def test_a_list_of_plugins_without_ours(monkeypatch: pytest.MonkeyPatch, make_ch
     assert line == "VLLM_PLUGINS: 'other' leaves out aerie; add aerie to it, or unset it"
 
 
-def test_attention_that_splits_by_what_is_in_the_step_beside_a_draft(
-    monkeypatch: pytest.MonkeyPatch, make_checkpoint: MakeCheckpoint
-) -> None:
-    drafting = make_plan(ServeSettings(model=str(make_checkpoint()), draft="ngram"))
-    for value in ("1", "2"):
-        monkeypatch.setenv("VLLM_CPU_ATTN_SPLIT_KV", value)
-        with pytest.raises(BadOption, match=r"^VLLM_CPU_ATTN_SPLIT_KV: .* unset it, or serve with --no-draft$"):
-            checks.check(replace(drafting, device="cpu"))
-        checks.check(replace(drafting, device="cuda"))
-        checks.check(make_plan(ServeSettings(model=drafting.settings.model, draft="none")))
-    monkeypatch.setenv("VLLM_CPU_ATTN_SPLIT_KV", "0")
-    checks.check(replace(drafting, device="cpu"))
-
-
 def test_a_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
