@@ -26,6 +26,8 @@ WEIGHTS: Final = "model.safetensors"
 PROVENANCE: Final = "provenance.json"
 DEEPER_THAN_ANY: Final = 1_000_000
 """Layers of a target that takes any layer ids."""
+OBJECTS: Final = ("quantization_config", "rope_parameters", "eagle_config", "transformer_layer_config", "text_config")
+"""Keys of a config.json whose value is an object, where they are there."""
 _INTEGER_DTYPES: Final = {"d2t": "I64", "t2d": "BOOL"}
 
 
@@ -80,7 +82,7 @@ def read_head(directory: Path, target_dir: Path) -> tuple[DraftConfig, dict[str,
     from safetensors.torch import load_file
 
     stored = _read_config(directory, "--draft")
-    if stored.get("architectures", [None])[0] in GATED_ARCHITECTURES or "quantization_config" in stored:
+    if (stored.get("architectures") or [None])[0] in GATED_ARCHITECTURES or "quantization_config" in stored:
         return read_draft(directory)
     head = plain.PlainHead.of(stored, _read_config(target_dir, "--model"))
     plain.check_tensors(head, _plain_shapes(directory, stored))
@@ -227,6 +229,12 @@ def _read_config(directory: Path, option: str) -> dict[str, Any]:
         raise DraftMismatch(f"{option} {directory}: {CONFIG} is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise DraftMismatch(f"{option} {directory}: {CONFIG} is not a JSON object")
+    names = config.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise DraftMismatch(f"{option} {directory}: architectures is {names!r}; write a list of names")
+    for key in OBJECTS:
+        if not isinstance(config.get(key) or {}, dict):
+            raise DraftMismatch(f"{option} {directory}: {key} is {config[key]!r}; write an object")
     return config
 
 

@@ -32,6 +32,8 @@ HEAD_DIMS: Final = {"qwen3": 128}
 MODEL_TYPES: Final = ("llama", "qwen2", "qwen3", "mistral", "minimax_m2")
 BOUNDARY_TARGETS: Final = ("GptOssForCausalLM",)
 """Whose heads number layer ids as vLLM does, whatever the first one is (sgl-project/sglang#32334)."""
+MOST_LAYERS: Final = 64
+"""Of a head; those with more than one are rare."""
 UNUSED: Final = ("t2d", "mask_hidden", "rotary_emb.inv_freq")
 """Tensors that vLLM passes over."""
 
@@ -71,6 +73,15 @@ class PlainHead:
     @classmethod
     def of(cls, stored: Config, target: Config) -> Self:
         """Read a head's config.json for a target's. Raises DraftMismatch without the folder's name."""
+        try:
+            return cls._of(stored, target)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, DraftMismatch):
+                raise
+            raise DraftMismatch(f"config.json has a value of the wrong kind ({error}); copy the head again") from error
+
+    @classmethod
+    def _of(cls, stored: Config, target: Config) -> Self:
         flat = _flat(stored)
         architecture = next(iter(flat.get("architectures") or []), None)
         if architecture not in (*LLAMA, *QWEN3):
@@ -132,6 +143,11 @@ def _with_defaults(flat: Config) -> dict[str, Any]:
         value = flat.get(name)
         if not isinstance(value, int) or value < 1:
             raise DraftMismatch(f"{name} is {value!r}; write the head's own")
+    if flat["num_hidden_layers"] > MOST_LAYERS:
+        raise DraftMismatch(f"num_hidden_layers is {flat['num_hidden_layers']}; write the head's own, mostly 1")
+    for name in ("num_key_value_heads", "head_dim", "target_hidden_size", "draft_vocab_size"):
+        if flat.get(name) is not None and not isinstance(flat[name], int):
+            raise DraftMismatch(f"{name} is {flat[name]!r}; write the head's own")
     nested = flat.get("eagle_config") or {}
     heads, hidden = flat["num_attention_heads"], flat["hidden_size"]
     defaults = {

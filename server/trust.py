@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aerie.draft_models.checkpoint import is_head
+from aerie.draft_models.checkpoint import DraftMismatch, is_head
 from aerie.draft_models.contract import GATED_ARCHITECTURES
 from aerie.draft_models.targets import registry
 from aerie.server.errors import BadOption
@@ -120,10 +120,20 @@ def check_folder(option: str, folder: Path) -> None:
 def _has_known_class(option: str, folder: Path) -> bool:
     """Whether vLLM or our plugin has the class of a checkpoint; vLLM takes that unless told to trust others."""
     path = folder / "config.json"
-    names = _read(option, path).get("architectures") if path.is_file() else None
+    config = _read(option, path) if path.is_file() else {}
+    names = config.get("architectures")
+    if config.get("speculators_model_type") == "eagle3":  # vLLM takes the class from the layer's type
+        return True
     if not names:  # heads of some makers name none
-        return path.is_file() and is_head(folder)
+        return path.is_file() and _is_head(folder)
     return all(name in registry() or name in GATED_ARCHITECTURES for name in names)
+
+
+def _is_head(folder: Path) -> bool:
+    try:
+        return is_head(folder)
+    except DraftMismatch:  # told by the checks that follow
+        return False
 
 
 def _read(option: str, path: Path) -> dict[str, Any]:

@@ -165,6 +165,8 @@ def test_a_draft_may_bring_a_class_that_is_here_too(make_checkpoint: MakeCheckpo
     model, draft = make_checkpoint(), make_checkpoint("draft", architectures=[architecture], **code)
     (draft / "modeling.py").touch()
     trust.check_checkpoints(make_plan(ServeSettings(model=str(model), draft=str(draft))))
+    speculators = {"architectures": ["Eagle3Speculator"], "speculators_model_type": "eagle3"}
+    trust.check_folder("--draft", make_checkpoint("speculators", **speculators, **code))
     unknown = make_checkpoint("unknown", architectures=["NobodysHead"], **code)
     with pytest.raises(BadOption, match=r"^--draft: .*auto_map"):
         trust.check_folder("--draft", unknown)
