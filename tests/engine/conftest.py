@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 AERIE = (sys.executable, "-P", "-m", "aerie")
 READY_SECONDS = 900  # a loaded machine; an idle one with two cores takes less than 90
-LEAVING_SECONDS = 5
+LEAVING_SECONDS = 30  # likewise; moments otherwise
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
 VOCAB = 256 + len(SPECIAL)  # no multiple of 64: vLLM pads it
 DRAFT_VOCAB = 200
@@ -192,7 +192,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def start(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractContextManager[Server]]:
-    """`with start("--no-draft") as server:` a process on a free port, killed when the block ends.
+    """`with start("--no-draft") as server:` a process on a free port, killed with its engine when the block ends.
 
     With `full_disk=True` no byte of its log can be written, and `server.log` stays empty.
     """
@@ -218,10 +218,13 @@ def start(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
         try:
             yield server
         finally:
-            for pid in server.processes():
+            process.kill()
+            process.wait()
+            left = server.left()
+            for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            process.wait()
+        assert left == [], "a server that is killed leaves no process of its engine"
 
     return starting
 

@@ -294,9 +294,3 @@ def test_metrics_do_not_grow_with_what_is_asked(ask: Ask, server: "Server", keys
         ask(f"/v1/x{number}", {})
         ask(COMPLETIONS, {"prompt": "x", "model": f"m{number}"})
     assert labels() == before
-
-
-def test_last_of_all_a_server_that_is_killed_leaves_no_process_of_its_engine(server: "Server") -> None:
-    server.process.kill()
-    server.process.wait()
-    assert server.left() == []
