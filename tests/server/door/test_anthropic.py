@@ -28,7 +28,7 @@ MESSAGE: dict[str, Any] = {"model": "m", "max_tokens": 8, "messages": [{"role": 
 def client_of(app: Application, key: str | None = "any", token: str | None = None) -> anthropic.AsyncAnthropic:
     http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app, raise_app_exceptions=False))
     return anthropic.AsyncAnthropic(
-        api_key=key, auth_token=token, base_url="http://test", http_client=http, max_retries=0
+        api_key=key, auth_token=token, base_url="http://localhost", http_client=http, max_retries=0
     )
 
 
@@ -142,6 +142,6 @@ async def test_a_stream_that_began_ends_with_an_event_that_the_client_raises(app
 
 
 async def test_other_routes_keep_openai_s_form(application: MakeApplication) -> None:
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(application()), base_url="http://test") as http:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(application()), base_url="http://localhost") as http:
         told = (await http.post("/v1/messagesx", json={})).json()
     assert list(told) == ["error"]
