@@ -139,7 +139,6 @@ def load(plan: Plan, advance: Callable[[Stage], None], telemetry: Telemetry) -> 
     set_ulimit()
     # `shut_down` silences it, and this may be a restart.
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
-    shorten(logging.getLogger("vllm"))
     hermes.register()
     arguments = parse_arguments(plan)
     advance(Stage.CONFIGURING)
@@ -163,6 +162,8 @@ def load(plan: Plan, advance: Callable[[Stage], None], telemetry: Telemetry) -> 
         aggregate_engine_logging=engine_arguments.aggregate_engine_logging,
         disable_log_stats=engine_arguments.disable_log_stats,
     )
+    # After `create_engine_config` and the client, each of which configures the handlers anew.
+    shorten(logging.getLogger("vllm"))
     client.telemetry = telemetry
     return VllmEngine(client, arguments, plan.settings)
 
