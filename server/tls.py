@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS on the server's own port. Read against the `asyncio.sslproto` of Python 3.11 to 3.13.
+"""TLS on the server's own port. Read against the `asyncio.sslproto` of Python 3.11.
 
 A loop's own TLS servers know neither how many handshakes are open nor what waits in the socket below: a client that
 connects and says nothing would hold a place for a minute beyond `--max-connections`, and a stalled one would look as if
