@@ -93,6 +93,9 @@ def describe(theirs: Schema, facts: Facts, settings: ServeSettings, names: list[
     for path, methods in paths.items():
         for operation in methods.values():
             operation["responses"] = _responses(path, operation)
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "model":
+                    parameter["schema"] = {"type": "string", **_one_of(names, parameter["schema"])}
             for name in set(_references(operation.get("requestBody", {}))):
                 schemas[name] = _narrowed(schemas[name], path, facts, settings)
                 schemas[name]["properties"]["model"] = _one_of(names, schemas[name]["properties"]["model"])

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 from starlette.applications import Starlette
 
-from aerie.server.middleware.known_routes import ROUTES
+from aerie.server.middleware.known_routes import MODEL, ROUTES
 from aerie.server.openapi import describe, description_route
 from aerie.server.rules.facts import Facts
 from aerie.server.settings import ServeSettings
@@ -34,7 +34,8 @@ def theirs() -> dict[str, Any]:
     request = {"content": {"application/json": {"schema": reference(CHAT)}}}
     chat = {"requestBody": request, "responses": {"200": {"description": "OK"}, "422": {"description": "No"}}}
     schemas = {CHAT: {"type": "object", "properties": fields}, "Text": TEXT, "Picture": PICTURE, "Other": {}}
-    paths = {"/v1/chat/completions": {"post": chat}, "/collective_rpc": {"post": chat}}
+    named = {"parameters": [{"name": "model", "in": "path", "schema": {"type": "string"}}], "responses": {}}
+    paths = {"/v1/chat/completions": {"post": chat}, "/collective_rpc": {"post": chat}, MODEL: {"get": named}}
     return {"openapi": "3.1.0", "paths": paths, "components": {"schemas": schemas}}
 
 
@@ -49,6 +50,7 @@ def test_it_is_of_what_is_served_and_accepted() -> None:
     assert schemas[CHAT]["additionalProperties"] is False
     fields = schemas[CHAT]["properties"]
     assert fields["model"]["enum"] == ["m", None]
+    assert told["paths"][MODEL]["get"]["parameters"][0]["schema"] == {"type": "string", "enum": ["m"]}
     assert fields["messages"]["items"]["anyOf"] == [reference("Text")]
     assert (fields["n"]["minimum"], fields["n"]["maximum"]) == (1, 3)
     assert fields["min_p"]["maximum"] < 0.001
