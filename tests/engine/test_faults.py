@@ -88,7 +88,7 @@ class Stream:
 
     def _read(self) -> None:
         url = f"{self._address}/v1/completions"
-        body = {**LONG, "stream": True}
+        body = {**LONG, "stream": True, "stream_options": {"include_usage": True}}
         with httpx.stream("POST", url, json=body, timeout=PATIENCE, trust_env=False) as answer:
             assert answer.status_code == 200
             for line in answer.iter_lines():
