@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from aerie.quant import folds
 from aerie.quant.formats.base import Format
 from aerie.quant.layerwise import CALIBRATION, LayerQuantiser, Texts
 from aerie.quant.memory import give_back
@@ -88,6 +89,8 @@ class Conversion:
             # Now, and not after hours: text passes all layers before these are converted.
             check_finite(name, self.source.read([name])[name])
         skeleton = Skeleton(self.source, device)
+        if self.recipe.method == "awq":
+            folds.check(skeleton)
         texts = self._walk(skeleton, tokens)
         head = self._rest(skeleton, texts)
         if HELD_OUT not in texts:
@@ -111,7 +114,7 @@ class Conversion:
         resumed = self.parts.states()
         if resumed is None:
             first = 0
-            texts = {name: Texts.of(skeleton.embed(one.ids_DL), one.counts_DL) for name, one in tokens.items()}
+            texts = {name: Texts.of(skeleton.ends.embed(one.ids_DL), one.counts_DL) for name, one in tokens.items()}
         else:
             first, states = resumed
             texts = {
@@ -160,7 +163,7 @@ class Conversion:
             importance = None
             if name == f"{HEAD}.weight" and CALIBRATION in texts and self.recipe.method != "rtn":
                 text = texts[CALIBRATION]
-                importance = skeleton.normed(text.quantised_DLH[text.counts_DL]).square().mean(0)
+                importance = skeleton.ends.normed(text.quantised_DLH[text.counts_DL]).square().mean(0)
             weight = self._convert(name, part, importance)
             head = weight if name == f"{HEAD}.weight" else head
         self.parts.save(REST, part.tensors, {"layers": part.layers})

@@ -58,13 +58,14 @@ def groups(layer: nn.Module, read: dict[str, Tensor], config: PretrainedConfig, 
     made: Any = layer  # as Llama's and Qwen3's are: `seen` has looked
     attention = made.self_attn
     projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-    yield _after_norm(made.input_layernorm, [projections], read["self_attn.q_proj"].to(device))
+    yield _after_norm(getattr(made, "input_layernorm", None), [projections], read["self_attn.q_proj"].to(device))
     yield _after_values(attention, read["self_attn.o_proj"].to(device), config)
     parts = _experts if isinstance(made.mlp, Experts) else _dense
-    yield from parts(made.mlp, made.post_attention_layernorm, read["mlp"].to(device))
+    norm = getattr(made, "pre_feedforward_layernorm", made.post_attention_layernorm)
+    yield from parts(made.mlp, norm, read["mlp"].to(device))
 
 
-def _after_norm(norm: nn.Module, linears: list[list[nn.Linear]], x_TH: Tensor) -> Group:
+def _after_norm(norm: nn.Module | None, linears: list[list[nn.Linear]], x_TH: Tensor) -> Group:
     inputs = Inputs(x_TH)
     return Group(linears, lambda _: inputs, inputs.magnitude(), lambda s_K: _divide(norm, s_K))
 
@@ -82,13 +83,13 @@ def _after_values(attention: nn.Module, x_TK: Tensor, config: PretrainedConfig) 
     return Group([[made.o_proj]], lambda _: inputs, inputs.magnitude(), fold, (heads, size))
 
 
-def _dense(mlp: nn.Module, norm: nn.Module, x_TH: Tensor) -> Groups:
+def _dense(mlp: nn.Module, norm: nn.Module | None, x_TH: Tensor) -> Groups:
     made: Any = mlp
     s_K = yield _after_norm(norm, [[made.gate_proj, made.up_proj]], x_TH)
     yield _down(mlp, x_TH / s_K, None)
 
 
-def _experts(mlp: Experts, norm: nn.Module, x_TH: Tensor) -> Groups:
+def _experts(mlp: Experts, norm: nn.Module | None, x_TH: Tensor) -> Groups:
     """One s for the inputs of all experts, as they read the same norm; then one for each expert's inside."""
     affinity_TE = mlp.affinity(x_TH)
     experts: list[Any] = list(mlp.experts)
@@ -116,9 +117,28 @@ def _down(mlp: nn.Module, x_TH: Tensor, weight_T: Tensor | None) -> Group:
     return Group([[made.down_proj]], lambda _: inputs, inputs.magnitude(), lambda s_K: _divide_rows(made.up_proj, s_K))
 
 
-def _divide(norm: nn.Module, s_K: Tensor) -> None:
-    weight: Any = norm.weight
-    weight.div_(s_K)
+def _divide(norm: nn.Module | None, s_K: Tensor) -> None:
+    """Divide a norm's outputs: `(a + w) x + b`, where a is 0, or 1 in Gemma's; `folds.check` proves it of a layer."""
+    if norm is None:
+        raise QuantError("recipe option method: awq needs a norm before attention; set method: autoround or rtn")
+    made: Any = norm
+    probe = torch.arange(1.0, len(s_K) + 1, device=s_K.device)[None]
+    weight, bias = made.weight.clone(), getattr(made, "bias", None)
+    at_zero, at_one = (_normed(norm, probe, value) for value in (0.0, 1.0))
+    made.weight.copy_(weight)
+    slope = at_one - at_zero
+    without_bias = at_zero if bias is None else at_zero - bias
+    base = ((without_bias * slope).sum() / slope.square().sum()).round()
+    made.weight.add_(base).div_(s_K).sub_(base)
+    if bias is not None:
+        bias.div_(s_K)
+
+
+def _normed(norm: nn.Module, probe: Tensor, value: float) -> Tensor:
+    made: Any = norm
+    made.weight.fill_(value)
+    found: Tensor = norm(probe)
+    return found
 
 
 def _divide_rows(linear: nn.Linear, s_N: Tensor) -> None:

@@ -5,6 +5,7 @@ Shape suffixes: D documents, L tokens, H hidden size, V vocabulary, P prediction
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -45,15 +46,16 @@ def compare(
     head: Int4Weight | None = None,
 ) -> Quality:
     """Compare from the states after the last layer; `head` is the quantised output matrix, if there is one."""
-    own_VH = skeleton.head()
+    ends = skeleton.ends
+    own_VH = ends.head()
     next_P = ids_DL[:, 1:][scored_DL[:, :-1]]
     plain_PH, quantised_PH = plain_DLH[scored_DL], quantised_DLH[scored_DL]
     losses = torch.zeros(2, dtype=torch.float64)
     kl = agreed = 0.0
     for first in range(0, len(next_P), CHUNK):
         part = slice(first, first + CHUNK)
-        p_PV = _logits(skeleton.normed(plain_PH[part]), own_VH).log_softmax(-1)
-        q_PV = _logits(skeleton.normed(quantised_PH[part]), own_VH if head is None else head).log_softmax(-1)
+        p_PV = ends.logits(plain_PH[part], _rows(own_VH)).log_softmax(-1)
+        q_PV = ends.logits(quantised_PH[part], _rows(own_VH if head is None else head)).log_softmax(-1)
         wanted_P1 = next_P[part, None]
         losses -= torch.stack([p_PV.gather(1, wanted_P1).sum(), q_PV.gather(1, wanted_P1).sum()]).double()
         kl += float((p_PV.exp() * (p_PV - q_PV)).sum())
@@ -65,8 +67,8 @@ def compare(
     )
 
 
-def _logits(states_PH: Tensor, head: Tensor | Int4Weight) -> Tensor:
-    """[P, V]."""
+def _rows(head: Tensor | Int4Weight) -> Iterator[Tensor]:
+    """An output matrix in float32, some rows at a time."""
     if isinstance(head, Tensor):
-        return torch.cat([states_PH @ rows_RH.float().T for rows_RH in head.split(ROWS)], -1)
-    return torch.cat([states_PH @ part.dequantise().T for part in head.split(ROWS)], -1)
+        return (rows_RH.float() for rows_RH in head.split(ROWS))
+    return (part.dequantise() for part in head.split(ROWS))

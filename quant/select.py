@@ -15,6 +15,9 @@ from aerie.quant.weight import Scheme
 FUSED = {name: group for group in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")) for name in group}
 """Layers that vLLM computes as one, which is quantised or not."""
 
+ROUTER = re.compile(r".*\.(gate|shared_expert_gate|classifier|router(\.\w+)?)$")
+"""Layers that choose experts, or weight them: vLLM holds them in 16 bit whatever the recipe says."""
+
 
 def scheme_of(recipe: QuantRecipe) -> Scheme:
     """What the recipe's weights can express."""
@@ -39,7 +42,7 @@ def select_layers(shapes: Mapping[str, tuple[int, ...]], architecture: Architect
         layer = name.removesuffix(".weight")
         if layer == name or len(shape) != 2 or layer in architecture.embeddings:
             continue
-        if _ignored(layer, recipe.ignore) or not (layer in architecture.linear or EXPERT.match(layer)):
+        if _ignored(layer, recipe.ignore) or ROUTER.fullmatch(layer) or not (layer in architecture.linear or EXPERT.match(layer)):
             kept.append(layer)
         else:
             _check(layer, shape[0], shape[1], recipe)

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aerie.quant.ends import Ends
 from aerie.quant.errors import QuantError
 from aerie.quant.stream import Checkpoint
 
+WITHOUT_TEXT = "use method: rtn without calibration"
 BATCH_TOKENS = 8192
 """Tokens that pass a layer at a time."""
 
@@ -89,15 +91,17 @@ class Skeleton:
             raise QuantError(f"MODEL: config.json: {error}") from error
         base = self._model.model
         if not all(hasattr(base, part) for part in ("embed_tokens", "layers", "norm", "rotary_emb")):
-            raise QuantError(f"MODEL: {type(base).__name__} has no decoder layers under model.layers; use method: rtn")
+            raise QuantError(f"MODEL: {type(base).__name__} has no decoder layers under model.layers; {WITHOUT_TEXT}")
         kinds = set(getattr(self.config, "layer_types", None) or ()) - {"full_attention"}
         if kinds:
-            raise QuantError(f"MODEL: layers of {', '.join(sorted(kinds))} cannot read text here; use method: rtn")
+            raise QuantError(f"MODEL: layers of {', '.join(sorted(kinds))} cannot read text here; {WITHOUT_TEXT}")
+        self._kinds: list[Any] = [type(layer) for layer in base.layers]
         self._rotary = type(base.rotary_emb)(config=self.config).to(device)
         self._where = frozenset(source.stored)
+        self.ends = Ends(self._model, type(base.rotary_emb)(config=self.config), source)
 
     def __len__(self) -> int:
-        return len(self._model.model.layers)
+        return len(self._kinds)
 
     def prefix(self, index: int) -> str:
         """Of a layer's tensors."""
@@ -112,8 +116,7 @@ class Skeleton:
         prefix = self.prefix(index)
         names = [name for name in self._where if name.startswith(prefix)]
         with torch.device("meta"):
-            kind: Any = type(self._model.model.layers[index])
-            layer: nn.Module = kind(self.config, index)
+            layer: nn.Module = self._kinds[index](self.config, index)
             if hasattr(layer.mlp, "experts"):
                 moe: Any = layer.mlp
                 layer.mlp = Experts(moe)
@@ -135,11 +138,6 @@ class Skeleton:
         layer.train(False)
         return layer
 
-    def embed(self, ids_DL: Tensor) -> Tensor:
-        """First states of documents, float32 [D, L, H]."""
-        (table,) = self._source.read(["model.embed_tokens.weight"]).values()
-        return table[ids_DL].float()
-
     def positions(self, length: int) -> dict[str, Any]:
         """What a layer takes beside its states: all documents start at position 0, attention is causal."""
         position_ids = torch.arange(length, device=self.device)[None]
@@ -153,17 +151,6 @@ class Skeleton:
             for part in batches(states_DLH):
                 out[part] = layer(states_DLH[part].to(self.device), **self.positions(states_DLH.shape[1])).cpu()
         return out
-
-    def normed(self, states_TH: Tensor) -> Tensor:
-        """What the output matrix reads, of the last layer's states."""
-        norm: Any = self._model.model.norm
-        (weight,) = self._source.read(["model.norm.weight"]).values()
-        return nn.functional.rms_norm(states_TH, states_TH.shape[-1:], weight.float(), norm.variance_epsilon)
-
-    def head(self) -> Tensor:
-        """The output matrix [V, H] as it is stored, in its mapped file."""
-        name = "lm_head.weight" if "lm_head.weight" in self._where else "model.embed_tokens.weight"
-        return self._source.read([name])[name]
 
 
 def batches(states_DLH: Tensor) -> Iterator[slice]:

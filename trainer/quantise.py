@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from aerie.draft_models.checkpoint import verify_draft
+from aerie.draft_models.checkpoint import DraftMismatch, verify_draft
+from aerie.quant.errors import QuantError
 from aerie.quant.convert import HELD_OUT
 from aerie.quant.layerwise import CALIBRATION
 from aerie.quant.progress import Bar
@@ -109,7 +110,10 @@ def _answers(model: Path, generated: Generated, chats: list[Chat], temperature: 
 def run(model: Path, out: Path, recipe: Recipe) -> QuantReport:
     """Quantise with a live bar. Raises QuantError, RecipeError, DraftMismatch, AcceptanceError."""
     if recipe.draft is not None:
-        verify_draft(recipe.draft.path, model)
+        try:
+            verify_draft(recipe.draft.path, model)
+        except DraftMismatch as error:
+            raise QuantError(f"recipe option draft.path: {error}") from error
     texts = documents(model, recipe)
     with Bar(recipe.iterations if recipe.method == "autoround" else 0) as bar:
         report = quantise(model, out, recipe, texts, bar)

@@ -8,10 +8,23 @@ from typing import Any, Literal
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    GemmaConfig,
+    GraniteConfig,
+    LlamaConfig,
+    Olmo2Config,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    StableLmConfig,
+)
 
 from aerie.quant.convert import HELD_OUT
 from aerie.quant.dequantise import load_dequantised
+from aerie.quant.errors import QuantError
 from aerie.quant.layerwise import CALIBRATION
 from aerie.quant.methods.awq import Inputs
 from aerie.quant.recipe import QuantRecipe
@@ -69,19 +82,72 @@ def loud(model: Path) -> Path:
     return model
 
 
-@pytest.mark.parametrize("kind", ["dense", "moe"])
-def test_a_skeleton_computes_what_transformers_does(save_model: SaveModel, moe: Path, kind: str) -> None:
-    folder = moe if kind == "moe" else save_model()
+FAMILIES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
+    "llama": (LlamaConfig, {}),
+    "qwen2": (Qwen2Config, {}),
+    "qwen3-moe": (Qwen3MoeConfig, {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}),
+    "gemma": (GemmaConfig, {"hidden_activation": "gelu_pytorch_tanh"}),
+    "granite": (
+        GraniteConfig,
+        {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0, "attention_multiplier": 0.1},
+    ),
+    "stablelm": (StableLmConfig, {"use_qkv_bias": True}),
+    "stablelm, parallel": (StableLmConfig, {"use_parallel_residual": True}),
+    "olmo2": (Olmo2Config, {}),
+    "cohere": (CohereConfig, {"logit_scale": 0.25}),
+}
+FOLDED = ("llama", "qwen2", "qwen3-moe", "gemma", "granite", "stablelm")
+"""Families into whose norms AWQ's scales go."""
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Callable[[str], Path]:
+    """Write a small model of a family, whose norms do something."""
+
+    def save(name: str) -> Path:
+        torch.manual_seed(0)
+        kind, changes = FAMILIES[name]
+        sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+        more = {"num_key_value_heads": 1, "head_dim": 32, "vocab_size": VOCAB, "pad_token_id": 0, "eos_token_id": 1}
+        model = AutoModelForCausalLM.from_config(kind(**sizes, **more, bos_token_id=1, **changes))
+        with torch.no_grad():
+            for parameter_name, parameter in model.named_parameters():
+                if "norm" in parameter_name:
+                    parameter.add_(0.3 * torch.randn_like(parameter))
+        model.bfloat16().save_pretrained(tmp_path / "model")
+        return tmp_path / "model"
+
+    return save
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_skeleton_computes_what_transformers_does(family: Callable[[str], Path], name: str) -> None:
+    folder = family(name)
     skeleton = Skeleton(Checkpoint.open(folder), CPU)
     ids = torch.tensor([one.token_ids[:20] for one in documents(0)])
-    states = skeleton.embed(ids)
+    states = skeleton.ends.embed(ids)
     for index in range(len(skeleton)):
         states = skeleton.run(skeleton.layer(index), states)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found = skeleton.ends.logits(states.flatten(0, 1), skeleton.ends.head().float().split(40)).view(*ids.shape, -1)
     with torch.no_grad():
-        torch.testing.assert_close(
-            skeleton.normed(states) @ skeleton.head().float().T, model(ids).logits, rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(found, model(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_awq_s_scales_leave_the_model_as_it_is_or_are_refused(
+    family: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    folder = family(name)
+    recipe = QuantRecipe(method="awq", group_size=32)
+    if name not in FOLDED:
+        with pytest.raises(QuantError, match=r"recipe option method: awq .*; set method: autoround or rtn"):
+            quantise(folder, tmp_path / "awq", recipe, TEXTS)
+        assert not (tmp_path / "awq").exists()
+        return
+    report = quantise(folder, tmp_path / "awq", recipe, TEXTS)
+    plain = quantise(folder, tmp_path / "rtn", QuantRecipe(group_size=32), TEXTS)
+    assert report.decoder[-1].output_errors[HELD_OUT] < 1.2 * plain.decoder[-1].output_errors[HELD_OUT]
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
