@@ -42,7 +42,11 @@ def select_layers(shapes: Mapping[str, tuple[int, ...]], architecture: Architect
         layer = name.removesuffix(".weight")
         if layer == name or len(shape) != 2 or layer in architecture.embeddings:
             continue
-        if _ignored(layer, recipe.ignore) or ROUTER.fullmatch(layer) or not (layer in architecture.linear or EXPERT.match(layer)):
+        if (
+            _ignored(layer, recipe.ignore)
+            or ROUTER.fullmatch(layer)
+            or not (layer in architecture.linear or EXPERT.match(layer))
+        ):
             kept.append(layer)
         else:
             _check(layer, shape[0], shape[1], recipe)

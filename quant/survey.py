@@ -119,10 +119,22 @@ def survey(directory: Path) -> Survey:
         quantization, legacy = quantization_of(directory, config)
     except (OSError, ValueError, TypeError) as error:
         raise NotACheckpointError(f"{path}: cannot be read ({error}); fetch it again") from error
+    check_shards(directory)
     tensors = headers(sorted(directory.glob("*.safetensors")))
     kind = PACKED.get(str(quantization.get("quant_method", "")))
     packed = frozenset(layer for layer, _, last in (name.rpartition(".") for name in tensors) if last == kind)
     return Survey(quantization, layers_by_name(tensors, quantization), packed, legacy)
+
+
+def check_shards(directory: Path) -> None:
+    """Every file that an index names must be there. Raises NotACheckpointError."""
+    for path in sorted(directory.glob("*.safetensors.index.json")):
+        try:
+            files = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise NotACheckpointError(f"{path}: cannot be read ({error}); fetch it again") from error
+        if missing := sorted(str(name) for name in files if not (directory / str(name)).is_file()):
+            raise NotACheckpointError(f"{path}: names {missing[0]}, which is not there; fetch it again")
 
 
 def headers(files: Iterable[Path]) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from aerie.draft_models.checkpoint import DraftMismatch, verify_draft
-from aerie.quant.errors import QuantError
 from aerie.quant.convert import HELD_OUT
+from aerie.quant.errors import QuantError
 from aerie.quant.layerwise import CALIBRATION
 from aerie.quant.progress import Bar
 from aerie.quant.recipe import QuantRecipe

@@ -276,11 +276,16 @@ def draft_verify(
 
 
 @app.command()
-def quantize(model: Path, out: Path, recipe: OptionalRecipe = None) -> None:
+def quantize(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="16-bit checkpoint: a folder or its name on the hub.")],
+    out: Path,
+    recipe: OptionalRecipe = None,
+) -> None:
     """Write the INT4 twin of the 16-bit checkpoint MODEL to the folder OUT."""
+    from aerie.server.plan import find_checkpoint
     from aerie.trainer.quantise import Recipe, run
 
-    report = run(model, out, Recipe() if recipe is None else Recipe.from_yaml(recipe))
+    report = run(find_checkpoint("MODEL", model), out, Recipe() if recipe is None else Recipe.from_yaml(recipe))
     sizes = f"{report.bytes_before / 1e6:.1f} MB became {report.bytes_after / 1e6:.1f} MB ({report.ratio:.0%})"
     print(f"{out}: {sizes}, relative error of the weights {report.relative_error:.4f}")
     if report.quality is not None:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which layers are quantised, and recipes whose result vLLM could not load."""
 
+import ast
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ from aerie.quant.architecture import Architecture
 from aerie.quant.errors import QuantError
 from aerie.quant.formats.base import Selection
 from aerie.quant.recipe import QuantRecipe
-from aerie.quant.select import select_layers
+from aerie.quant.select import ROUTER, select_layers
 
 MIXTURE: dict[str, Any] = {
     "model_type": "qwen3_moe",
@@ -91,3 +94,38 @@ def test_formats_refuse_by_option() -> None:
     with pytest.raises(QuantError, match=r"recipe option group_size: .*\(format: awq\)"):
         select(recipe("lm_head", format="awq", group_size="channel"))
     assert select(recipe("lm_head", format="gptq", group_size="channel")).layers
+
+
+def routers_of_vllm() -> set[str]:
+    """Last parts of the names that vLLM's models give their routers, and gates of shared experts in 16 bit."""
+    spec = find_spec("vllm")
+    assert spec is not None
+    assert spec.origin is not None
+    names = set()
+    for path in (Path(spec.origin).parent / "model_executor/models").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            kind, name = ast.unparse(node.func), words.get("prefix", "")
+            plain = kind == "ReplicatedLinear" and words.get("quant_config") == "None" and "gate" in name
+            if (kind == "GateLinear" or plain) and "{prefix}." in name:
+                names.add(name.rpartition(".")[2].strip("'"))
+    return names
+
+
+def test_the_routers_of_every_model_of_vllm_stay_in_16_bit() -> None:
+    names = routers_of_vllm()
+    assert {"gate", "router", "shared_expert_gate"} <= names
+    # Gemma 4's is `router.proj`.
+    assert [name for name in sorted(names - {"proj"}) if not ROUTER.fullmatch(f"model.layers.0.mlp.{name}")] == []
+    assert ROUTER.fullmatch("model.layers.0.router.proj")
+    assert not ROUTER.fullmatch("model.layers.0.mlp.gate_proj")
+
+
+def test_the_gate_of_a_shared_expert_stays_in_16_bit_by_every_recipe() -> None:
+    architecture = Architecture.of(MIXTURE | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 64})
+    selection = select_layers(architecture.shapes, architecture, recipe())
+    gates = {f"model.layers.{layer}.mlp.{name}" for layer in (1, 2) for name in ("gate", "shared_expert_gate")}
+    assert gates <= set(selection.kept) & set(selection.ignore)
+    assert "model.layers.1.mlp.shared_expert.gate_proj" in selection.layers

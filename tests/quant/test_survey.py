@@ -160,6 +160,21 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
             survey(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("index", "problem"),
+    [
+        ('{"weight_map": {"a": "model-00002.safetensors"}}', r"names model-00002\.safetensors, which is not there"),
+        ("{}", "cannot be read"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_an_index_whose_files_are_not_there_is_named(tmp_path: Path, index: str, problem: str) -> None:
+    look(tmp_path, None, {"model.fc.weight": halves(2, 3)})
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(NotACheckpointError, match=rf"model\.safetensors\.index\.json: {problem}"):
+        survey(tmp_path)
+
+
 def test_neither_torch_nor_vllm_is_imported() -> None:
     code = "import sys, aerie.quant.survey; assert not {'torch', 'vllm'} & set(sys.modules)"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
