@@ -107,8 +107,19 @@ def family(tmp_path: Path) -> Callable[[str], Path]:
     def save(name: str) -> Path:
         torch.manual_seed(0)
         kind, changes = FAMILIES[name]
-        sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
-        more = {"num_key_value_heads": 1, "head_dim": 32, "vocab_size": VOCAB, "pad_token_id": 0, "eos_token_id": 1}
+        sizes: dict[str, Any] = {
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        }
+        more: dict[str, Any] = {
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "vocab_size": VOCAB,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+        }
         model = AutoModelForCausalLM.from_config(kind(**sizes, **more, bos_token_id=1, **changes))
         with torch.no_grad():
             for parameter_name, parameter in model.named_parameters():
