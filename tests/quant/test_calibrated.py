@@ -120,7 +120,7 @@ def family(tmp_path: Path) -> Callable[[str], Path]:
             "pad_token_id": 0,
             "eos_token_id": 1,
         }
-        model = AutoModelForCausalLM.from_config(kind(**sizes, **more, bos_token_id=1, **changes))
+        model = AutoModelForCausalLM.from_config(kind(**sizes, **more, **changes))
         with torch.no_grad():
             for parameter_name, parameter in model.named_parameters():
                 if "norm" in parameter_name:
