@@ -8,7 +8,7 @@ tokens from each: `([^x]{0,10}x?){0,100}` costs seconds per token. How ambiguous
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -89,17 +89,16 @@ def slowest_step(compiled: CompiledGrammar) -> float:
     end = time.process_time() + WALK_SECONDS
     for walk in range(WALKS):
         matcher = GrammarMatcher(compiled)
-        stop = set(matcher.stop_token_ids)
         last: int | None = None
         for _ in range(STEPS):
             seconds, allowed = _step(matcher, len(sizes))
             slowest = max(slowest, seconds)
-            choice = [int(token) for token in np.flatnonzero(allowed) if token not in stop]
+            allowed[matcher.stop_token_ids] = False
             if slowest > SLOW_STEP_SECONDS or time.process_time() > end:
                 return slowest
-            if not choice:
+            if not allowed.any():
                 break
-            last = _next(walk, choice, last, sizes, chance)
+            last = _next(walk, allowed, last, sizes, chance)
             began = time.process_time()
             matcher.accept_token(last)
             slowest = max(slowest, time.process_time() - began)
@@ -120,12 +119,11 @@ def _step(matcher: GrammarMatcher, size: int) -> tuple[float, Masks]:
     return seconds, bits[:size].astype(bool)
 
 
-def _next(walk: int, choice: Sequence[int], last: int | None, sizes: NDArray[np.int_], chance: random.Random) -> int:
+def _next(walk: int, allowed: Masks, last: int | None, sizes: NDArray[np.int_], chance: random.Random) -> int:
     """The next token of a walk: the same again, the longest, the first, or any."""
-    if walk == 0 and last is not None and last in choice:
+    if walk == 0 and last is not None and allowed[last]:
         return last
     if walk == 1:
-        return max(choice, key=lambda token: int(sizes[token]))
-    if walk == 2:
-        return choice[0]
-    return chance.choice(choice)
+        return int(np.argmax(np.where(allowed, sizes, -1)))
+    tokens = np.flatnonzero(allowed)
+    return int(tokens[0] if walk == 2 else tokens[chance.randrange(len(tokens))])
