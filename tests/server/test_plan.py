@@ -238,3 +238,20 @@ def test_attention_that_splits_by_what_is_in_the_step_beside_a_draft(
         checks.check(make_plan(ServeSettings(model=drafting.settings.model, draft="none")))
     monkeypatch.setenv("VLLM_CPU_ATTN_SPLIT_KV", "0")
     checks.check(replace(drafting, device="cpu"))
+
+
+def test_gguf_is_refused_with_what_can_be_done(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    folder = make_checkpoint()
+    (folder / "model.safetensors").rename(folder / "model.gguf")
+    for name in (folder, tmp_path / "model.Q4_K_M.gguf"):
+        with pytest.raises(BadOption, match=r"^--model: .*GGUF.*aerie quantize"):
+            make_plan(settings(model=str(name)))
+
+
+def test_vllm_is_told_the_method_of_a_scheme_in_a_file_of_its_own(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint()
+    assert "--quantization" not in engine_flags(make_plan(settings(model=str(folder))))
+    (folder / "quantize_config.json").write_text('{"bits": 4, "group_size": 32, "sym": true, "desc_act": false}')
+    assert engine_flags(make_plan(settings(model=str(folder))))["--quantization"] == "gptq"
+    named = settings(model=str(folder), engine_options={"quantization": "auto_gptq"})
+    assert "--quantization" not in engine_flags(make_plan(named))
