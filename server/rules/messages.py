@@ -121,6 +121,17 @@ def _check_message(message: object, path: str) -> None:
             raise _no_text(member(path, name))
     for name in PART_LISTS:
         _check_parts(message.get(name), f"{path}.{name}")
+    if path.startswith("input") and message.get("role") == "assistant" and isinstance(message.get("content"), list):
+        _check_output(message["content"], f"{path}.content")
+
+
+def _check_output(parts: list[Any], path: str) -> None:
+    """An answer given back: vLLM takes the text of its first part, and fails with 500 where that has none."""
+    if not parts:
+        raise BadRequest(path, f"{path} must have a part.")
+    for index, part in enumerate(parts):
+        if isinstance(part, dict) and part.get("type") == "refusal":
+            parts[index] = {"type": "output_text", "text": part["refusal"], "annotations": []}
 
 
 def _check_parts(parts: object, path: str) -> None:

@@ -112,6 +112,14 @@ async def test_the_other_apis_say_it_their_way(
     assert len(error["message"]) < 200
 
 
+async def test_an_answer_is_taken_back_though_it_was_a_refusal(post: Post, told: Told) -> None:
+    said = {"type": "message", "role": "assistant", "id": "i", "status": "completed"}
+    answer = await post(RESPONSES, [TURN, {**said, "content": [{"type": "refusal", "refusal": "No."}]}])
+    text = {"type": "output_text", "text": "No.", "annotations": []}
+    assert answer.json()["body"]["input"][1]["content"] == [text]
+    assert told(await post(RESPONSES, [TURN, {**said, "content": []}]))["param"] == "input[1].content"
+
+
 async def test_what_a_template_leaves_out_is_refused_and_developer_is_system(post: Post, told: Told) -> None:
     few = frozenset({"assistant", "system", "user"})
     answer = await post(CHAT, [{"role": "developer", "content": "Be brief."}, TURN], few)
