@@ -115,8 +115,9 @@ class LimitedConnection(HttpToolsProtocol):
         super().shutdown()
 
     def timeout_keep_alive_handler(self) -> None:
-        """No request came in time."""
-        self._end("no request came")
+        """No request came in time; one that waits to be read did."""
+        if not self.transport.is_closing() and not self._socket.unread:
+            self._end("no request came")
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -197,17 +198,19 @@ class LimitedConnection(HttpToolsProtocol):
             return 0, 0.0
         if self._idle_until is not None:
             return 1, self._idle_until
-        return None if self._deadline is None else (2, self._deadline.when())
+        if self._deadline is None or self.transport.is_closing():
+            return None
+        return 2, self._deadline.when()
 
     def _make_room(self) -> bool:
         """Close another connection for this one: whoever waits for an answer is worth more than a pool's spare ones."""
         others = [other for other in self.connections if isinstance(other, LimitedConnection)]
         ranked = [(rank, other) for other in others if (rank := other._expendable) is not None]
-        if not ranked:
-            return False
-        _, least = min(ranked, key=lambda pair: pair[0])
-        least._end("it made room")
-        return True
+        for (kind, _), other in sorted(ranked, key=lambda pair: pair[0]):
+            if kind == 0 or not other._socket.unread:
+                other._end("it made room")
+                return True
+        return False
 
     def _parse(self, data: memoryview) -> None:
         """Feed the parser; where it stops for an upgrade, a new one reads the same head without the offer of it."""

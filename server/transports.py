@@ -2,6 +2,7 @@
 """How a connection ends: after a time if its answer is not read, else so that its client loses no part of it."""
 
 import asyncio
+import select
 from typing import Any
 
 LINGER_SECONDS = 5.0
@@ -54,7 +55,16 @@ class LingeringTransport(asyncio.Transport):
     @property
     def spent(self) -> bool:
         """Whether it lingers, with nothing left to send."""
-        return self._lingers is not None and not self._transport.get_write_buffer_size()
+        if self._lingers is None or self._transport.is_closing():
+            return False
+        return not self._transport.get_write_buffer_size()
+
+    @property
+    def unread(self) -> bool:
+        """Whether bytes have come that the loop has not read yet: a request, which closing would lose."""
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Send no more; close when the client has closed or after `LINGER_SECONDS`."""
