@@ -12,6 +12,7 @@ from torch import nn
 
 from aerie.quant.errors import QuantError
 from aerie.quant.groups import groups, seen
+from aerie.quant.memory import give_back
 from aerie.quant.skeleton import Skeleton
 
 TOKENS = 16
@@ -26,16 +27,15 @@ def check(skeleton: Skeleton) -> None:
         QuantError: the model's layers are made in a way that scales cannot be folded into.
     """
     for index in {0, len(skeleton) - 1}:
-        layer = skeleton.layer(index)
-        kind = type(layer).__name__
         fault = QuantError(
-            f"recipe option method: awq cannot fold its scales into {kind}, whose norms or branches are made otherwise "
-            "than Llama's; set method: autoround or rtn"
+            f"recipe option method: awq cannot fold its scales into {skeleton.kind(index)}, whose norms or branches "
+            "are made otherwise than Llama's; set method: autoround or rtn"
         )
         try:
-            error = _error(skeleton, layer)
+            error = _error(skeleton, skeleton.layer(index))  # held by nobody else: one layer at a time is in memory
         except (AttributeError, RuntimeError, TypeError) as cause:
             raise fault from cause
+        give_back()
         if not error < TOLERANCE:
             raise fault
 

@@ -103,6 +103,10 @@ class Skeleton:
     def __len__(self) -> int:
         return len(self._kinds)
 
+    def kind(self, index: int) -> str:
+        """Name of a layer's class."""
+        return str(self._kinds[index].__name__)
+
     def prefix(self, index: int) -> str:
         """Of a layer's tensors."""
         return f"model.layers.{index}."
