@@ -38,7 +38,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 @pytest.fixture(scope="module")
 def ask(server: "Server", keys: Keys) -> Iterator[Ask]:
     """`ask(route, body or bytes, key=…)`: the answer, checked to be no failure and to tell nothing of the machine."""
-    with httpx.Client(base_url=server.address, timeout=120, trust_env=False) as http:
+    # Idle connections are left before a server whose `--keep-alive-seconds` are few closes them.
+    limits = httpx.Limits(keepalive_expiry=2)
+    with httpx.Client(base_url=server.address, timeout=120, trust_env=False, limits=limits) as http:
 
         def asking(route: str, body: object, key: str = keys[0], **headers: str) -> httpx.Response:
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
