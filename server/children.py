@@ -6,10 +6,13 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+SPAWNED = "--multiprocessing-fork"
+"""How `multiprocessing` starts a process; actors of Ray, which read the same objects, are not children of ours."""
 
 
 def adopt_orphans() -> None:
@@ -27,6 +30,27 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
+
+
+class EndsWithParent:
+    """Binds a process of `multiprocessing` to its parent as soon as it reads what it is started with.
+
+    vLLM loads its plugins only once the engine core has met the front end: a core whose front end is killed before
+    would wait for it for five minutes. An attribute of any object that is handed to the process will do. What the
+    process starts with that object in its turn is bound to it.
+    """
+
+    def __reduce__(self) -> "tuple[Callable[[int], EndsWithParent], tuple[int]]":
+        return _bound_to, (os.getpid(),)
+
+    def __deepcopy__(self, memo: object) -> "EndsWithParent":
+        return self
+
+
+def _bound_to(parent: int) -> EndsWithParent:
+    if SPAWNED in sys.orig_argv:
+        die_with_parent(parent)
+    return EndsWithParent()
 
 
 def children() -> list[psutil.Process]:

@@ -22,6 +22,7 @@ from aerie.draft_models.contract import GATED_ARCHITECTURES
 from aerie.draft_models.draft_kernels import CHOICE_VARIABLE, DraftKernelsError, ours
 from aerie.quant.declared import quantization_of
 from aerie.server.arguments import parse
+from aerie.server.children import EndsWithParent
 from aerie.server.engine_log import shorten
 from aerie.server.errors import BadOption
 from aerie.server.middleware.event_stream import EventStream
@@ -152,6 +153,7 @@ def load(plan: Plan, advance: Callable[[Stage], None], telemetry: Telemetry) -> 
     if config.scheduler_config.scheduler_cls is None:
         asynchronous = bool(config.scheduler_config.async_scheduling)
         config.scheduler_config.scheduler_cls = scheduler_class(asynchronous=asynchronous)
+    vars(config)["ends_with_parent"] = EndsWithParent()
     advance(Stage.LOADING)
     # vLLM does not say that it makes one of the class it is asked of.
     client: Any = ObservedLLM.from_vllm_config(

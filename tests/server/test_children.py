@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes that end with their parent, and exceptions that outlive the process they ended."""
 
+import copy
 import logging
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import psutil  # type: ignore[import-untyped]  # its stubs are a package of thei
 import pytest
 
 from aerie.server import failure
+from aerie.server.children import EndsWithParent
 
 PATIENCE = 60.0  # a loaded machine
 CHILD = """
@@ -32,6 +34,33 @@ def test_a_killed_parent_leaves_no_child() -> None:
         parent.kill()
     child.wait(PATIENCE)
     assert not child.is_running()
+
+
+SPAWNING = """
+import multiprocessing, time
+from aerie.server.children import EndsWithParent
+process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+process.binding = EndsWithParent()
+process.start()
+print(process.pid, flush=True)
+process.join()
+"""
+
+
+def test_a_process_is_bound_by_what_it_is_started_with() -> None:
+    with subprocess.Popen([sys.executable, "-c", SPAWNING], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    child.wait(PATIENCE)
+    assert not child.is_running()
+
+
+def test_what_binds_a_process_leaves_others_alone() -> None:
+    binding = EndsWithParent()
+    assert copy.deepcopy([binding]) == [binding]
+    rebuild, arguments = binding.__reduce__()
+    assert isinstance(rebuild(*arguments), EndsWithParent)  # as in a process that was not spawned
 
 
 def test_a_parent_that_died_before_its_child_looked_is_noticed() -> None:
