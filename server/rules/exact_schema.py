@@ -36,6 +36,12 @@ MOST_MERGES = 64
 """Branches of one schema that siblings are brought into."""
 LOWER = frozenset({"minLength", "minimum", "exclusiveMinimum", "minItems", "minProperties"})
 UPPER = frozenset({"maxLength", "maximum", "exclusiveMaximum", "maxItems", "maxProperties"})
+FORMS: Mapping[str, tuple[str, type | tuple[type, ...]]] = {
+    **dict.fromkeys(("properties", "patternProperties"), ("an object", dict)),
+    **dict.fromkeys(("required", "enum", *CHOICES), ("a list", list)),
+    **dict.fromkeys((*LOWER, *UPPER), ("a number", (int, float))),
+}
+"""What the keywords that are brought together must be."""
 PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
     "boolean": (bool,),
@@ -51,8 +57,10 @@ def make_exact(document: object, path: str) -> None:
     """Rewrite a checked schema in place.
 
     Raises:
-        BadRequest: a keyword that would have no effect.
+        BadRequest: a keyword that would have no effect, or is of another type than it must be.
     """
+    for where, node in named_nodes(document, path):
+        _check_forms(node, where)
     seen: set[int] = set()
     merges = 0
 
@@ -72,6 +80,17 @@ def make_exact(document: object, path: str) -> None:
             _say_type(node)
             _say_implied(node)
             _say_required(node, where)
+
+
+def _check_forms(node: Schema, where: str) -> None:
+    for key, (form, types) in FORMS.items():
+        if key in node and not isinstance(node[key], types):
+            raise BadRequest(f"{where}.{key}", f"{where}.{key} must be {form}.", "invalid_type")
+    for index, name in enumerate(node.get("required", ())):
+        if not isinstance(name, str):
+            raise BadRequest(
+                f"{where}.required[{index}]", f"{where}.required[{index}] must be a string.", "invalid_type"
+            )
 
 
 def _refuse_unknown(node: Schema, where: str) -> None:

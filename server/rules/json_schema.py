@@ -32,13 +32,14 @@ def check_document(schema: object, path: str) -> None:
     """
     if not isinstance(schema, dict | bool):
         raise BadRequest(path, f"{path} must be an object.", "invalid_type")
+    followed: set[int] = set()
     for where, node in named_nodes(schema, path):
         types = node.get("type", [])
         for name in types if isinstance(types, list) else [types]:
             if not isinstance(name, str) or name not in TYPES:
                 raise BadRequest(f"{where}.type", f"{where}.type must be one of {', '.join(sorted(TYPES))}.")
         if "$ref" in node:
-            _follow(schema, node, where)
+            _follow(schema, node, where, followed)
 
 
 def bound_by_patterns(schema: object) -> None:
@@ -90,18 +91,20 @@ def named_nodes(schema: object, path: str) -> Iterator[tuple[str, dict[str, Any]
                 yield from named_nodes(inner, where)
 
 
-def _follow(document: object, node: dict[str, Any], where: str) -> None:
-    seen: list[int] = []
-    while "$ref" in node:
+def _follow(document: object, node: dict[str, Any], where: str, followed: set[int]) -> None:
+    """Go to the end of a chain of references, or to a node that one was `followed` from before."""
+    seen: set[int] = set()
+    while "$ref" in node and id(node) not in followed:
         if id(node) in seen:
             raise BadRequest(f"{where}.$ref", f"{where}.$ref leads back to itself.")
-        seen.append(id(node))
+        seen.add(id(node))
         target = resolve(document, node["$ref"])
+        if isinstance(target, bool):
+            break
         if not isinstance(target, dict):
-            if isinstance(target, bool):
-                return
             raise BadRequest(f"{where}.$ref", f"{where}.$ref must lead to a schema within this one.")
         node = target
+    followed |= seen
 
 
 def resolve(document: object, reference: object) -> object:

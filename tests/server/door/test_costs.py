@@ -15,7 +15,9 @@ import pytest
 
 from aerie.server import shapes
 from aerie.server.refusals import BadRequest
+from aerie.server.rules import json_schema
 from aerie.server.rules.facts import Facts
+from aerie.server.rules.json_schema import resolve
 from aerie.server.strict_json import count_values, parse
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -118,6 +120,21 @@ def test_names_are_compared_only_to_refuse_one(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(BadRequest):
         shapes.check_shape({"messages": [{**TURN, "x": 1}] * 10}, shape, "", lambda _, __: False)
     assert compared == 1
+
+
+def test_references_are_followed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    followed = 0
+
+    def count(document: object, reference: object) -> object:
+        nonlocal followed
+        followed += 1
+        return resolve(document, reference)
+
+    monkeypatch.setattr(json_schema, "resolve", count)
+    length = 1000
+    links = {f"a{index}": {"$ref": f"#/$defs/a{index + 1}"} for index in range(length)}
+    json_schema.check_document({"$ref": "#/$defs/a0", "$defs": {**links, f"a{length}": {}}}, "schema")
+    assert followed == length + 1
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,12 @@ def test_no_keyword_is_without_effect(schema: dict[str, Any], good: object, bad:
         ({"type": "string", "anyOf": [NUMBER]}, "schema.type"),
         ({"type": "string", "anyOf": [False]}, "schema"),
         ({"minLength": 1, "anyOf": [{"maxLength": 9}] * (MOST_MERGES + 1)}, "schema"),
+        ({"type": "object", "properties": ["a"]}, "schema.properties"),
+        ({"type": "object", "required": 1}, "schema.required"),
+        ({"type": "object", "required": [{}]}, "schema.required[0]"),
+        ({"allOf": [{"minLength": 1}, {"minLength": "2"}]}, "schema.allOf[1].minLength"),
+        ({"allOf": [{"enum": 1}, {"enum": [2]}]}, "schema.allOf[0].enum"),
+        ({"anyOf": {"a": TEXT}}, "schema.anyOf"),
     ],
 )
 def test_what_cannot_be_held_to_is_refused_by_name(schema: dict[str, Any], param: str) -> None:
