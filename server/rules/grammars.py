@@ -12,10 +12,14 @@ from aerie.server.rules.exact_schema import make_exact
 from aerie.server.rules.json_schema import MOST_COUNTED, check_document
 from aerie.server.strict_json import member, parse
 
-COUNTED = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")
-LITERALS = re.compile(r'"(?:\\.|[^"\\\n])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', re.DOTALL)
-"""What may hold braces in a grammar that count nothing: text, classes of characters, comments."""
-RULE = re.compile(r"(?=^\s*[A-Za-z_]\w*\s*:)", re.MULTILINE)
+# Possessive, so that no text takes time that grows with its square.
+COUNTED = re.compile(r"\{\s*+(\d*+)\s*+(?:,\s*+(\d*+)\s*+)?\}")
+LITERALS = re.compile(
+    r'"(?:\\.|[^"\\\n])*+(?P<text>")?|\[(?:\\.|[^\]\\])*+(?P<characters>\])?|(?P<comment>#)[^\n]*', re.DOTALL
+)
+"""What may hold braces in a grammar that count nothing: text, classes of characters, comments; what does not end is
+none of them."""
+RULE = re.compile(r"(?=^[ \t]*+[A-Za-z_]\w*+\s*+:)", re.MULTILINE)
 """Where a rule begins, as `name ::=` or `name:`."""
 COUNTS = (
     "minLength",
@@ -190,7 +194,8 @@ def _check_regex(pattern: object, path: str, limits: LimitSettings, most_counted
 def _check_rules(grammar: object, path: str, limits: LimitSettings) -> None:
     """Counts in EBNF or Lark, rule by rule."""
     if isinstance(grammar, str):
-        for rule in RULE.split(LITERALS.sub("", grammar)):
+        counted = LITERALS.sub(lambda literal: "" if literal.lastgroup else literal.group(), grammar)
+        for rule in RULE.split(counted):
             _check_counts(rule, path, limits)
 
 

@@ -17,7 +17,9 @@ from aerie.server import shapes
 from aerie.server.refusals import BadRequest
 from aerie.server.rules import json_schema
 from aerie.server.rules.facts import Facts
+from aerie.server.rules.grammars import check_grammars
 from aerie.server.rules.json_schema import resolve
+from aerie.server.settings import ServeSettings
 from aerie.server.strict_json import count_values, parse
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -135,6 +137,15 @@ def test_references_are_followed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     links = {f"a{index}": {"$ref": f"#/$defs/a{index + 1}"} for index in range(length)}
     json_schema.check_document({"$ref": "#/$defs/a0", "$defs": {**links, f"a{length}": {}}}, "schema")
     assert followed == length + 1
+
+
+@pytest.mark.parametrize("text", ['"\\\\', "[", "\n", "{", "{1", "{ ", "a\n", " a", '"a\n', "\t"])
+@pytest.mark.parametrize("end", ["", "x", "1" + " " * 20_000])
+def test_the_counts_of_a_grammar_are_read_in_one_pass(text: str, end: str) -> None:
+    grammar = text * (40_000 // len(text)) + end
+    began = time.thread_time()
+    check_grammars({"structured_outputs": {"grammar": grammar}}, ServeSettings.model_validate({}))
+    assert time.thread_time() - began < LOOP_SECONDS
 
 
 @pytest.mark.parametrize(
