@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import sys
+from collections import Counter
 from hashlib import sha256
 from typing import Self
 
@@ -40,6 +41,7 @@ class GrammarChecker:
         self._asked: dict[int, asyncio.Future[Verdict]] = {}
         self._number = 0
         self._verdicts: dict[bytes, asyncio.Task[Verdict]] = {}
+        self._waiting: Counter[bytes] = Counter()
 
     async def __aenter__(self) -> Self:
         """Start the process, so that no request waits for it."""
@@ -56,15 +58,20 @@ class GrammarChecker:
         """The verdict about a grammar; a second request for the same waits for the first."""
         key = sha256(f"{kind}\0{text}".encode("utf-8", "surrogatepass")).digest()
         if (known := self._verdicts.pop(key, None)) is None:
-            known = asyncio.create_task(self._try(kind, text))
+            known = asyncio.create_task(self._try(key, kind, text))
         self._verdicts[key] = known  # the last used is the last forgotten
         while len(self._verdicts) > REMEMBERED:
             del self._verdicts[next(iter(self._verdicts))]
+        self._waiting[key] += 1
         try:
             verdict = await asyncio.shield(known)
         except OSError as error:  # the process could not be started
             log.warning("a grammar could not be tried: %s", error)
             verdict = Verdict("lost")
+        finally:
+            self._waiting[key] -= 1
+            if not self._waiting[key]:
+                del self._waiting[key]
         if verdict.outcome == "lost":
             self._verdicts.pop(key, None)
         return verdict
@@ -78,13 +85,20 @@ class GrammarChecker:
         key = sha256(f"{kind}\0{text}".encode("utf-8", "surrogatepass")).digest()
         self._verdicts[key] = asyncio.create_task(slow())
 
-    async def _try(self, kind: Kind, text: str) -> Verdict:
+    async def _try(self, key: bytes, kind: Kind, text: str) -> Verdict:
         async with self._short:
-            verdict = await self._ask(kind, text, min(SHORT_SECONDS, self._seconds))
+            verdict = await self._ask_for(key, kind, text, min(SHORT_SECONDS, self._seconds))
         if verdict.outcome == "costly" and self._seconds > SHORT_SECONDS:
             async with self._long:
-                verdict = await self._ask(kind, text, self._seconds)
+                verdict = await self._ask_for(key, kind, text, self._seconds)
         return verdict
+
+    async def _ask_for(self, key: bytes, kind: Kind, text: str, seconds: float) -> Verdict:
+        """Ask, unless every client left meanwhile: what nobody waits for is not to hold up the others."""
+        if self._waiting[key]:
+            return await self._ask(kind, text, seconds)
+        self._verdicts.pop(key, None)
+        return Verdict("lost")
 
     async def _ask(self, kind: Kind, text: str, seconds: float) -> Verdict:
         process = await self._started()

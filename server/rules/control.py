@@ -43,11 +43,13 @@ def check_tokenized(body: dict[str, Any], facts: Facts) -> None:
     Raises:
         BadRequest: more characters than `CHARACTERS_PER_TOKEN` for each token of the context.
     """
-    name = "prompt" if "prompt" in body else "messages"
-    length = sum(len(text) for _, text in _texts(body.get(name), name))
+    parts = ("prompt", *CHAT_PARTS)
+    lengths = {part: sum(len(text) for _, text in _texts(body.get(part), part)) for part in parts}
+    length = sum(lengths.values())
     most = max(LEAST_CHARACTERS, CHARACTERS_PER_TOKEN * facts.context)
     if length > most:
-        told = f"{name} has {length} characters, of which {most} at most are tokenised"
+        name = max(parts, key=lambda part: lengths[part])
+        told = f"{name}: the request has {length} characters, of which {most} at most are tokenised"
         reason = f"{told}: the maximum context length is {facts.context} tokens."
         raise BadRequest(name, reason, "context_length_exceeded")
 

@@ -59,6 +59,8 @@ BODIES: dict[str, tuple[str, bytes, str | None]] = {
     "token ids to text": (DETOKENIZE, filled('{"tokens": [', "1,", "1]}"), "tokens"),
     "text to token ids": (TOKENIZE, filled('{"prompt": "', "a ", '"}'), "prompt"),
     "messages to token ids": (TOKENIZE, filled(SAID, "a ", '"}]}'), "messages"),
+    "tools to token ids": (TOKENIZE, filled(chat('"tools": [{"type": "function", "function": {"name": "'),
+                                            "a ", '"}}]}'), "tools"),
     "wrong items": (RESPONSES, json.dumps({"input": [WRONG_ITEM] * 1000}).encode(), "input[0]"),
     "calls": (CHAT, json.dumps({"messages": [{"role": "assistant", "tool_calls": [CALL]}]}).encode(),
               "messages[0].tool_calls[0].function.arguments"),

@@ -11,9 +11,9 @@ import pytest
 import pytest_asyncio
 import xgrammar
 
-from aerie.server.grammars.checker import GrammarChecker
+from aerie.server.grammars.checker import SHORT_AT_ONCE, GrammarChecker
 from aerie.server.grammars.trial import judge
-from aerie.server.grammars.verdict import Kind
+from aerie.server.grammars.verdict import Kind, Verdict
 
 MEMORY = 1 << 30
 AMBIGUOUS = "([^x]{0,10}x?){0,100}"
@@ -92,3 +92,31 @@ async def test_a_compilation_without_end_is_ended_and_holds_up_nobody(checker: G
     assert (await checker.check("json", endless)).outcome == "costly", "known without a trial"
     checker.refuse("regex", "[a-z]+")
     assert (await checker.check("regex", "[a-z]+")).outcome == "slow", "what the engine could not match"
+
+
+class GatedChecker(GrammarChecker):
+    """Tries nothing: notes what it would, and finds it fine once the gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__("", whitespace=False, seconds=1.0, memory=MEMORY)
+        self.gate = asyncio.Event()
+        self.tried: list[str] = []
+
+    async def _ask(self, kind: Kind, text: str, seconds: float) -> Verdict:
+        self.tried.append(text)
+        await self.gate.wait()
+        return Verdict("fine")
+
+
+async def test_what_nobody_waits_for_any_more_is_not_tried() -> None:
+    checker = GatedChecker()
+    clients = [asyncio.create_task(checker.check("regex", text)) for text in "abcd"]
+    while len(checker.tried) < SHORT_AT_ONCE:
+        await asyncio.sleep(0)
+    for client in clients[:3]:
+        client.cancel()
+    await asyncio.gather(*clients[:3], return_exceptions=True)
+    checker.gate.set()
+    assert (await clients[3]).outcome == "fine"
+    assert checker.tried == ["a", "b", "d"]
+    assert (await checker.check("regex", "c")).outcome == "fine", "nor is it forgotten"
