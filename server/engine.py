@@ -40,6 +40,8 @@ from aerie.server.vllm_facts import grammar_checker, read_facts
 from aerie.server.vllm_options import base, words
 
 if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
     from aerie.server.observed import ObservedLLM
 
 KERNELS_EXTENSION = "aerie.quant.vllm_report.TellsKernels"
@@ -153,7 +155,7 @@ def load(plan: Plan, advance: Callable[[Stage], None], telemetry: Telemetry) -> 
     if config.scheduler_config.scheduler_cls is None:
         asynchronous = bool(config.scheduler_config.async_scheduling)
         config.scheduler_config.scheduler_cls = scheduler_class(asynchronous=asynchronous)
-    vars(config)["ends_with_parent"] = EndsWithParent()
+    bind(config)
     advance(Stage.LOADING)
     # vLLM does not say that it makes one of the class it is asked of.
     client: Any = ObservedLLM.from_vllm_config(
@@ -168,6 +170,15 @@ def load(plan: Plan, advance: Callable[[Stage], None], telemetry: Telemetry) -> 
     shorten(logging.getLogger("vllm"))
     client.telemetry = telemetry
     return VllmEngine(client, arguments, plan.settings)
+
+
+def bind(config: "VllmConfig") -> None:
+    """Have the engine's processes end with the one that starts them.
+
+    The scheduler's part carries what binds them: vLLM copies the whole configuration for the draft by its fields,
+    and refuses any other attribute of it, while its parts are handed over as they are.
+    """
+    vars(config.scheduler_config)["ends_with_parent"] = EndsWithParent()
 
 
 def parse_arguments(plan: Plan) -> Namespace:

@@ -3,15 +3,19 @@
 
 import copy
 import logging
+import pickle
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 import pytest
+from vllm.config import VllmConfig
 
 from aerie.server import failure
 from aerie.server.children import EndsWithParent
+from aerie.server.engine import bind
 
 PATIENCE = 60.0  # a loaded machine
 CHILD = """
@@ -39,6 +43,7 @@ def test_a_killed_parent_leaves_no_child() -> None:
 SPAWNING = """
 import multiprocessing, time
 from aerie.server.children import EndsWithParent
+from aerie.server.engine import bind
 process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
 process.binding = EndsWithParent()
 process.start()
@@ -131,3 +136,11 @@ def test_a_full_disk_or_no_folder_only_loses_the_failure(monkeypatch: pytest.Mon
     record = logging.makeLogRecord({"exc_info": (ValueError, ValueError("no"), None)})
     failure.FailureHandler(tmp_path / "gone").emit(record)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_engine_s_processes_are_handed_what_binds_them() -> None:
+    config = VllmConfig()
+    bind(config)
+    assert vars(config).keys() <= {field.name for field in fields(config)}  # vLLM copies it by its fields for a draft
+    handed_over = pickle.loads(pickle.dumps(config))  # noqa: S301  # made the line before
+    assert isinstance(vars(handed_over.scheduler_config)["ends_with_parent"], EndsWithParent)
