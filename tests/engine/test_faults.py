@@ -218,14 +218,16 @@ def test_a_second_server_of_the_checkpoint_works_beside_the_first_and_without_ro
 
 def test_a_signal_under_load_drains(server: "Server", threads: ThreadPoolExecutor) -> None:
     # Keep it the last test that uses `server`.
-    stream = Stream(server, threads)
-    assert stream.began.wait(PATIENCE)
+    worker = server.running("Worker")
+    stream = stuck(server, threads, worker)  # the port is open as long as it has no end
     # As of a terminal that hangs up: every process gets it.
     os.killpg(server.process.pid, signal.SIGHUP)
-    until(lambda: server.get("/readyz").status_code == 503, 1)
+    until(lambda: server.get("/readyz").json()["status"] == "stopping")
+    assert server.get("/readyz").status_code == 503
     refused = post(server)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
     assert refused.headers["connection"] == "close"
+    worker.resume()
     assert stream.events[-1]["usage"]["completion_tokens"] == LONG["max_tokens"]
     assert stream.lines[-1] == "data: [DONE]"
     assert server.process.wait(PATIENCE) == 0, server.log.read_text()
