@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's xgrammar backend with a limit on the time that matching a grammar takes from everybody else.
 
-Matching runs in the engine core's only loop. xgrammar releases the GIL meanwhile, so a call that may be slow runs in a
-thread that the loop stops waiting for; the request is then ended with an error, as vLLM ends one whose tokens its
+Matching runs in the engine core's only loop. xgrammar releases the GIL meanwhile, so each call runs in a thread that the
+loop stops waiting for; the request is then ended with an error, as vLLM ends one whose tokens its
 grammar rejects. Besides, no token with a raw control character is allowed within JSON: where a length is bounded,
 xgrammar 0.2.8 takes them for characters of a string, which no JSON parser does (its issue 800).
 
@@ -24,8 +24,6 @@ from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 if TYPE_CHECKING:
     from vllm.v1.structured_output import StructuredOutputManager
 
-WATCHED_SECONDS = 0.001
-"""After a call of so much CPU time, further ones of the request run in a thread."""
 LONGEST_SECONDS = 1.0
 """Most CPU time of a call, and of all calls of a request beyond what each of its tokens may take."""
 TOKEN_SECONDS = 0.05
@@ -94,16 +92,14 @@ class BoundedGrammar(StructuredOutputGrammar):
         """What `call` returns, or `otherwise` when the request's time is over, by this call or an earlier one."""
         if self._over:
             return otherwise
+        # From the first call on: what is ambiguous behind a literal is slow all at once.
         if self._thread is None:
-            answer, seconds = _timed(call)
-            if seconds > WATCHED_SECONDS:
-                self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
-        else:
-            timed = _within(LONGEST_SECONDS, self._thread, call)
-            if timed is None:
-                self._stop()
-                return otherwise
-            answer, seconds = timed
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        timed = _within(LONGEST_SECONDS, self._thread, call)
+        if timed is None:
+            self._stop()
+            return otherwise
+        answer, seconds = timed
         self._spent += seconds
         if self._spent > LONGEST_SECONDS:
             self._stop()

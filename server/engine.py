@@ -188,7 +188,7 @@ def parse_arguments(plan: Plan) -> Namespace:
         BadOption: see `arguments.parse`; or a parser that vLLM does not have.
     """
     arguments = parse(engine_flags(plan), plan.settings.engine_options)
-    check_reasoning_parser(plan)
+    check_parsers(plan, arguments)
     return arguments
 
 
@@ -268,11 +268,19 @@ def _chooses_tokens(draft_config: dict[str, Any]) -> bool:
         raise BadOption(CHOICE_VARIABLE, "the value is not accepted", "choose auto, aerie or torch") from error
 
 
-def check_reasoning_parser(plan: Plan) -> None:
-    """Refuse a parser that vLLM does not have."""
-    from vllm.reasoning import ReasoningParserManager
+def check_parsers(plan: Plan, arguments: Namespace) -> None:
+    """Refuse parsers that vLLM does not have.
 
-    known = sorted(ReasoningParserManager.list_registered())
-    if plan.reasoning_parser is not None and plan.reasoning_parser not in known:
-        problem = f"vLLM has no reasoning parser {plan.reasoning_parser}"
-        raise BadOption("--reasoning-parser", problem, f"choose none or one of {', '.join(known)}")
+    Raises:
+        BadOption: the option's name, and the parsers that there are.
+    """
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    for option, parser, known in (
+        ("--reasoning-parser", plan.reasoning_parser, ReasoningParserManager.list_registered()),
+        ("--tool-call-parser", arguments.tool_call_parser, ToolParserManager.list_registered()),
+    ):
+        if parser is not None and parser not in known:
+            what = option.strip("-").replace("-", " ")
+            raise BadOption(option, f"vLLM has no {what} {parser}", f"choose none or one of {', '.join(sorted(known))}")

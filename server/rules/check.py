@@ -7,6 +7,7 @@ from typing import Any
 from aerie.server.front_settings import LimitSettings
 from aerie.server.keys import Salts
 from aerie.server.refusals import BadRequest
+from aerie.server.routes import TOKENIZING
 from aerie.server.rules.control import check_control, check_tokenized
 from aerie.server.rules.facts import Facts
 from aerie.server.rules.fields import check_fields, check_served
@@ -38,7 +39,7 @@ def check_body(body: dict[str, Any], route: str, facts: Facts, limits: LimitSett
     if limits.control_tokens == "refuse":
         check_control(body, decoded, facts)
     check_roles(body, route, facts)
-    if route == "/tokenize":
+    if route in TOKENIZING:
         check_tokenized(body, facts)
     check_grammars(body, limits, xgrammar=facts.xgrammar)
     check_items(body, route, facts)

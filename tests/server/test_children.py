@@ -43,7 +43,6 @@ def test_a_killed_parent_leaves_no_child() -> None:
 SPAWNING = """
 import multiprocessing, time
 from aerie.server.children import EndsWithParent
-from aerie.server.engine import bind
 process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
 process.binding = EndsWithParent()
 process.start()

@@ -24,6 +24,7 @@ from aerie.server.strict_json import count_values, parse
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 ANTHROPIC, TOKENIZE, DETOKENIZE = "/v1/messages", "/tokenize", "/detokenize"
+COUNT_TOKENS = "/v1/messages/count_tokens"
 TURN = {"role": "user", "content": "Good morning."}
 LARGEST = 4 << 20
 LOOP_SECONDS = 0.5
@@ -59,6 +60,7 @@ BODIES: dict[str, tuple[str, bytes, str | None]] = {
     "token ids to text": (DETOKENIZE, filled('{"tokens": [', "1,", "1]}"), "tokens"),
     "text to token ids": (TOKENIZE, filled('{"prompt": "', "a ", '"}'), "prompt"),
     "messages to token ids": (TOKENIZE, filled(SAID, "a ", '"}]}'), "messages"),
+    "messages to count": (COUNT_TOKENS, filled(SAID, "a ", '"}]}'), "messages"),
     "tools to token ids": (TOKENIZE, filled(chat('"tools": [{"type": "function", "function": {"name": "'),
                                             "a ", '"}}]}'), "tools"),
     "wrong items": (RESPONSES, json.dumps({"input": [WRONG_ITEM] * 1000}).encode(), "input[0]"),
