@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's xgrammar backend with a limit on the time that matching a grammar takes from everybody else.
 
-Matching runs in the engine core's only loop. xgrammar releases the GIL meanwhile, so each call runs in a thread that the
-loop stops waiting for; the request is then ended with an error, as vLLM ends one whose tokens its
-grammar rejects. Besides, no token with a raw control character is allowed within JSON: where a length is bounded,
-xgrammar 0.2.8 takes them for characters of a string, which no JSON parser does (its issue 800).
+Matching runs in the engine core's only loop. xgrammar releases the GIL meanwhile, so each call runs in a thread that
+the loop stops waiting for; the request is then ended with an error, as vLLM ends one whose tokens its grammar rejects.
+Besides, no token with a raw control character is allowed within JSON: where a length is bounded, xgrammar 0.2.8 takes
+them for characters of a string, which no JSON parser does (its issue 800).
 
 Read in vllm 0.32.0 and 0.33.0.
 """
