@@ -202,7 +202,19 @@ def start(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         log = tmp_path_factory.mktemp("server") / "log"
-        command = [*AERIE, "serve", "--model", str(tiny_target), "--port", str(port), "--kv-cache-memory", "64MiB"]
+        # Tests may run under nohup, whose children ignore a hang-up.
+        command = [
+            "env",
+            "--default-signal=HUP",
+            *AERIE,
+            "serve",
+            "--model",
+            str(tiny_target),
+            "--port",
+            str(port),
+            "--kv-cache-memory",
+            "64MiB",
+        ]
         environ = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
         log.touch()
         with (Path("/dev/full") if full_disk else log).open("wb") as output:
