@@ -34,7 +34,8 @@ from aerie.draft_models.contract import DraftConfig, GateKind, tensor_shapes
 if TYPE_CHECKING:
     from vllm import LLM
 
-AERIE = (sys.executable, "-P", "-m", "aerie")
+# Tests may run under nohup, whose children ignore a hang-up.
+AERIE_SERVE = ("env", "--default-signal=HUP", sys.executable, "-P", "-m", "aerie", "serve")
 READY_SECONDS = 900  # a loaded machine; an idle one with two cores takes less than 90
 LEAVING_SECONDS = 30  # likewise; moments otherwise
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
@@ -202,19 +203,7 @@ def start(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         log = tmp_path_factory.mktemp("server") / "log"
-        # Tests may run under nohup, whose children ignore a hang-up.
-        command = [
-            "env",
-            "--default-signal=HUP",
-            *AERIE,
-            "serve",
-            "--model",
-            str(tiny_target),
-            "--port",
-            str(port),
-            "--kv-cache-memory",
-            "64MiB",
-        ]
+        command = [*AERIE_SERVE, "--model", str(tiny_target), "--port", str(port), "--kv-cache-memory", "64MiB"]
         environ = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
         log.touch()
         with (Path("/dev/full") if full_disk else log).open("wb") as output:
