@@ -30,15 +30,6 @@ subprocess.run([sys.executable, "-c", {CHILD!r}, str(os.getpid())])
 """
 
 
-def test_a_killed_parent_leaves_no_child() -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
-        child = psutil.Process(int(parent.stdout.readline()))
-        parent.kill()
-    child.wait(PATIENCE)
-    assert not child.is_running()
-
-
 SPAWNING = """
 import multiprocessing, time
 from aerie.server.children import EndsWithParent
@@ -50,8 +41,9 @@ process.join()
 """
 
 
-def test_a_process_is_bound_by_what_it_is_started_with() -> None:
-    with subprocess.Popen([sys.executable, "-c", SPAWNING], stdout=subprocess.PIPE) as parent:
+@pytest.mark.parametrize("parent_source", [PARENT, SPAWNING], ids=["asked to", "bound by what it is started with"])
+def test_a_killed_parent_leaves_no_child(parent_source: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", parent_source], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
