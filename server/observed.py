@@ -149,7 +149,7 @@ def _held_from_start(exchange: Exchange, asked: bool | None) -> bool | None:
     Completions have no reasoning. A chat that is not to show it still has it: vLLM would hold it to the grammar, and
     then take the answer for reasoning.
     """
-    if exchange.scope.get("path") == "/v1/completions":
+    if exchange.scope.get("path") == COMPLETIONS:
         return True
     body = exchange.scope.get("state", {}).get("body") or {}
     return None if body.get("include_reasoning") is False else asked

@@ -56,7 +56,7 @@ class GrammarChecker:
 
     async def check(self, kind: Kind, text: str) -> Verdict:
         """The verdict about a grammar; a second request for the same waits for the first."""
-        key = sha256(f"{kind}\0{text}".encode("utf-8", "surrogatepass")).digest()
+        key = _key(kind, text)
         if (known := self._verdicts.pop(key, None)) is None:
             known = asyncio.create_task(self._try(key, kind, text))
         self._verdicts[key] = known  # the last used is the last forgotten
@@ -82,7 +82,7 @@ class GrammarChecker:
         async def slow() -> Verdict:
             return Verdict("slow")
 
-        key = sha256(f"{kind}\0{text}".encode("utf-8", "surrogatepass")).digest()
+        key = _key(kind, text)
         self._verdicts[key] = asyncio.create_task(slow())
 
     async def _try(self, key: bytes, kind: Kind, text: str) -> Verdict:
@@ -151,3 +151,7 @@ class GrammarChecker:
     def _end(self) -> None:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
+
+
+def _key(kind: Kind, text: str) -> bytes:
+    return sha256(f"{kind}\0{text}".encode("utf-8", "surrogatepass")).digest()

@@ -7,7 +7,6 @@ is ended by the kernel, or by xgrammar's failing. This process itself compiles n
 milliseconds from a clean state; it ends when its input does, and the forks end with it.
 """
 
-import ctypes
 import json
 import os
 import resource
@@ -18,10 +17,10 @@ from typing import BinaryIO
 
 from xgrammar import TokenizerInfo
 
+from aerie.server.children import die_with_parent
 from aerie.server.grammars.trial import judge
 from aerie.server.grammars.verdict import Verdict
 
-PR_SET_PDEATHSIG = 1
 PAGE = resource.getpagesize()
 MOST_DETAIL = 512
 """Characters. An answer is written at once, shorter than a pipe's atomic 4 KiB."""
@@ -29,7 +28,7 @@ MOST_DETAIL = 512
 
 def main() -> None:
     """Serve until the input ends."""
-    _end_with_parent()
+    die_with_parent(os.getppid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the server alone
     lines = sys.stdin.buffer
     vocabulary, whitespace, memory = json.loads(lines.readline())
@@ -55,10 +54,12 @@ def _serve(lines: BinaryIO, tokens: TokenizerInfo, numbers: dict[int, int], *, w
     while line := lines.readline():
         number, kind, text, seconds = json.loads(line)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
+                die_with_parent(parent)
                 _limit(seconds, memory)
                 _tell(number, judge(kind, text, tokens, whitespace=whitespace))
                 status = 0
@@ -70,7 +71,6 @@ def _serve(lines: BinaryIO, tokens: TokenizerInfo, numbers: dict[int, int], *, w
 
 def _limit(seconds: float, memory: int) -> None:
     """Bound this fork, whatever it calls; SIGPROF ends a process by default. xgrammar's warnings go nowhere."""
-    _end_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -80,10 +80,6 @@ def _limit(seconds: float, memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _tell(number: int, verdict: Verdict) -> None:

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aerie.server.anthropic_errors import ROUTE as MESSAGES
 from aerie.server.exchange import CURRENT
+from aerie.server.middleware.scrub import send_whole
 from aerie.server.responses import RESPONSES, mark_incomplete
 
 CHAT = "/v1/chat/completions"
@@ -38,7 +39,7 @@ class FullAnswer:
             else:
                 body.extend(message.get("body", b""))
                 if not message.get("more_body", False):
-                    await _send_json(head, correct(bytes(body)), send)
+                    await send_whole(head, correct(bytes(body)), send)
 
         await self.app(scope, receive, corrected)
 
@@ -85,9 +86,3 @@ def _dump(answer: dict[str, Any]) -> bytes:
 def _is_json(head: Message) -> bool:
     kind: bytes = dict(head["headers"]).get(b"content-type", b"")
     return head["status"] == 200 and kind.startswith(b"application/json")
-
-
-async def _send_json(head: Message, body: bytes, send: Send) -> None:
-    headers = [(name, value) for name, value in head["headers"] if name != b"content-length"]
-    await send({**head, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
-    await send({"type": "http.response.body", "body": body})

@@ -57,10 +57,14 @@ class Scrub:
         if (error := engine_error(told, scope, status)) is not None:
             await answer(error, scope, receive, send)
             return
-        headers = [(name, value) for name, value in start.get("headers", ()) if name.lower() != b"content-length"]
-        headers.append((b"content-length", str(len(told)).encode()))
-        await send({**start, "headers": headers})
-        await send({"type": "http.response.body", "body": told})
+        await send_whole(start, told, send)
+
+
+async def send_whole(head: Message, body: bytes, send: Send) -> None:
+    """Send an answer whose body was rewritten, with the length that it has now."""
+    headers = [(name, value) for name, value in head.get("headers", ()) if name.lower() != b"content-length"]
+    await send({**head, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
+    await send({"type": "http.response.body", "body": body})
 
 
 def clean(body: bytes) -> bytes:
